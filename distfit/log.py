@@ -1,0 +1,33 @@
+"""Who speaks: only the chief, and each warning once.
+
+`speak_as` is called once, when the session starts; afterwards any module says what it has to say without
+asking who it is.
+"""
+
+import logging
+import sys
+
+_logger = logging.getLogger("distfit")
+_said: set[str] = set()
+
+
+def speak_as(chief: bool) -> None:
+    """The chief prints to standard error from INFO upwards; every other process is silent."""
+    _logger.handlers.clear()
+    _logger.propagate = False
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if chief else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO)
+
+
+def say(message: str) -> None:
+    """Tell the user something, on the chief only."""
+    _logger.info(message)
+
+
+def warn_once(message: str) -> None:
+    """Warn the user, on the chief only, once in this process however often it is called."""
+    if message not in _said:
+        _said.add(message)
+        _logger.warning("distfit: warning: %s", message)
