@@ -1,0 +1,213 @@
+"""Batches for a loop: cut for the replicas of this process, the same number of steps on every rank.
+
+    feed = Feed(source, session.topology, session.transport, steps_per_epoch=None)
+    for step, iterator in feed.epoch(3):
+        batch = next(iterator)       # (fingerprint, one (rows, data) a replica)
+
+Keras' EpochIterator decides how many steps an epoch has and when the data are iterated anew, so that
+`steps_per_epoch` and data that run out mean what they mean in keras.Model.fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+from distfit.backends.transport import Transport
+from distfit.data.sources import Source
+from distfit.errors import InputError, on_every_rank
+from distfit.topology import Topology
+
+# A batch's fingerprint is below this, so that its square, summed over a thousand ranks, is exact in float64.
+_FINGERPRINTS = 2**20
+
+Batch = tuple[Any, tuple[tuple[Any, Any], ...]]
+
+
+class Feed(EpochIterator):
+    """The batches of one process, epoch by epoch.
+
+    Args:
+        source: where they come from.
+        topology: how many replicas share a batch.
+        transport: agrees with the other processes on how many steps there are.
+        steps_per_epoch: as in keras.Model.fit; None means all of the data.
+
+    Raises:
+        InputError: ranks see different numbers of batches of what should be the same data, or none.
+    """
+
+    def __init__(
+        self, source: Source, topology: Topology, transport: Transport, steps_per_epoch: int | None = None
+    ) -> None:
+        self.source = source
+        self._topology = topology
+        self._transport = transport
+        super().__init__(x=source.adapter, steps_per_epoch=steps_per_epoch)
+        self._agreed_batches, self._agree_each_step = _agreed_length(source, transport, topology)
+        self._num_batches = self._agreed_batches
+        self._next_pass = 0
+
+    @property
+    def element_spec(self) -> Any:
+        """The tf.TypeSpecs of a batch; reads nothing."""
+        return self._cut(0).element_spec
+
+    @property
+    def data_spec(self) -> Any:
+        """The tf.TypeSpecs of one replica's (x, y, sample_weight)."""
+        return self.element_spec[1][0][1]
+
+    def start_at(self, epoch: int) -> None:
+        """The next pass over the data is that of this epoch."""
+        self._next_pass = epoch
+
+    def reset(self) -> None:
+        super().reset()
+        self._num_batches = self._agreed_batches
+
+    def __next__(self) -> tuple[int, int, Iterator[Batch]]:
+        return next(self._epoch_iterator)
+
+    def _get_iterator(self) -> _Pass:
+        return _Pass(self, self._agree_each_step)
+
+    def _begin_pass(self) -> Iterator[Batch]:
+        number = self._next_pass
+        self._next_pass += 1
+        return iter(self._cut(number))
+
+    def _cut(self, number: int) -> tf.data.Dataset:
+        source, replicas = self.source, self._topology.replicas_per_process
+
+        def cut(rows: Any, origin: Any, data: Any) -> Batch:
+            prints = _fingerprint(data) if source.compared else tf.zeros([], tf.int64)
+            if source.parts == 1:
+                return prints, ((rows, data),)
+            slices = (_slice(rows, origin, data, source.first_part + local, source.parts) for local in range(replicas))
+            return prints, tuple(slices)
+
+        return source.dataset(number).map(cut)
+
+    def void(self, batch: Batch | None) -> Batch:
+        """A batch in which no row counts: the last one's first rows, or zeros before there was any."""
+        if batch is None:
+            zeros = tf.nest.map_structure(_zeros, self.element_spec, expand_composites=True)
+            return zeros[0], tuple((tf.zeros([], tf.int64), data) for _, data in zeros[1])
+        fingerprint, shards = batch
+        return fingerprint, tuple((tf.zeros([], tf.int64), _first_row(data)) for _, data in shards)
+
+
+class _Pass:
+    """One pass over the data, begun when it is first needed."""
+
+    def __init__(self, feed: Feed, agree_each_step: bool) -> None:
+        self._feed = feed
+        self._agree = agree_each_step
+        self._last: Batch | None = None
+        self._batches: Iterator[Batch] | None = None
+
+    def __iter__(self) -> _Pass:
+        # Keras iterates a dataset once more at the end of an epoch of known length; a seeded
+        # Dataset.shuffle takes its next order from that, so it has to happen here as well. A numbered
+        # order does not care, and its pass only counts when it is used.
+        if not self._feed.source.numbered:
+            self._batches = self._feed._begin_pass()
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self._own_next()
+        if self._agree:
+            others = self._feed._transport.sum(np.array([batch is not None], np.float64))
+            if not others[0]:
+                raise StopIteration
+        if batch is None:
+            if not (self._agree or self._feed.source.uneven):
+                raise StopIteration
+            batch = self._feed.void(self._last)
+        self._last = batch
+        return batch
+
+    def _own_next(self) -> Batch | None:
+        if self._batches is None:
+            self._batches = self._feed._begin_pass()
+        try:
+            return next(self._batches, None)
+        except tf.errors.OpError as error:
+            raise self._feed.source.explain(error) from error
+
+
+def _agreed_length(source: Source, transport: Transport, topology: Topology) -> tuple[int | None, bool]:
+    """Batches of a pass, None when unknown, and whether ranks have to ask each other before every step."""
+    lengths = transport.gather(source.adapter.num_batches)
+    if 0 in lengths and not any(lengths):
+        raise on_every_rank(
+            InputError("Expected data with at least one batch, received none. Check the data that were passed.")
+        )
+    if None in lengths:
+        return None, topology.size > 1
+    if not source.uneven and len(set(lengths)) > 1:
+        raise on_every_rank(
+            InputError(
+                "Expected every rank to see the same data, received different numbers of batches: "
+                + ", ".join(f"rank {rank} has {length}" for rank, length in enumerate(lengths))
+                + ". Give every rank the same data, or wrap what each rank reads for itself in distfit.local(...)."
+            )
+        )
+    return max(lengths), False
+
+
+def _slice(rows: Any, origin: Any, data: Any, part: int, parts: int) -> tuple[Any, Any]:
+    """`plan.slice_bounds` in the graph; a part without rows gets the first row that is there."""
+    each, extra = rows // parts, rows % parts
+    start = part * each + tf.minimum(tf.constant(part, tf.int64), extra)
+    count = each + tf.cast(part < extra, tf.int64)
+    first = tf.where(count > 0, start - origin, 0)
+    stop = first + tf.maximum(count, 1)
+    return count, tf.nest.map_structure(lambda leaf: leaf[first:stop], data)
+
+
+def _first_row(data: Any) -> Any:
+    return tf.nest.map_structure(lambda leaf: leaf[:1], data)
+
+
+def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
+    shape = [1 if size is None else size for size in spec.shape]
+    return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
+
+
+def _fingerprint(data: Any) -> tf.Tensor:
+    """A number below 2**20 that depends on every byte of a batch (FarmHash64 of its tensors)."""
+    total = tf.zeros([], tf.int64)
+    for leaf in tf.nest.flatten(data, expand_composites=True):
+        own = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(leaf), _FINGERPRINTS)
+        total = (total * 31 + own) % _FINGERPRINTS
+    return total
+
+
+def flags_of(fingerprint: Any, stop: Any) -> tf.Tensor:
+    """What a process adds to the small all-reduce: its wish to stop, its batch's fingerprint and the square."""
+    fingerprint = tf.cast(fingerprint, tf.float64)
+    return tf.stack([stop, fingerprint, fingerprint * fingerprint])
+
+
+def check_same_batches(flags: np.ndarray, size: int, step: int) -> None:
+    """Compare fingerprints by their summed flags: equal everywhere if and only if the variance is zero.
+
+    Raises:
+        InputError: ranks trained on different batches; raised on all of them.
+    """
+    _, total, squares = flags
+    if size * squares != total * total:
+        raise on_every_rank(
+            InputError(
+                f"Expected every rank to iterate the same global batches, received different ones at step {step}: the "
+                "dataset differs between ranks, most likely by an unseeded shuffle, and records would be trained on "
+                "twice or never. Give shuffle(..., seed=...) the same seed everywhere, or wrap data that each rank "
+                "shards for itself in distfit.local(...)."
+            )
+        )

@@ -1,0 +1,236 @@
+"""What `fit` accepts as data, brought into one form: a source of batches that replicas can cut.
+
+    source = source_of(x, y, batch_size=64, topology=session.topology, ...)
+    for global_rows, origin, data in source.dataset(epoch): ...
+
+A source yields either *global* batches (every process sees the same one and takes its replicas' slices),
+this process's part of one (`TFRecords`), or this process's own batches (`distfit.local`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+
+from distfit.data import plan
+from distfit.data.local import InputContext, Local
+from distfit.data.tfrecords import TFRecords
+from distfit.errors import InputError
+from distfit.log import warn_once
+from distfit.topology import Topology
+
+# Keras' own default, for arrays and for records alike.
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Batches for the replicas of this process.
+
+    Args:
+        adapter: Keras' view of the data: number of batches, beginnings and ends of epochs.
+        dataset: from the number of the pass over the data to a tf.data.Dataset of
+            `(global_rows, origin, data)`: int64 scalars and (x, y, sample_weight) as Keras packs them. Row 0
+            of data is row `origin` of the batch that is cut.
+        parts: how many slices a batch is cut into, and
+        first_part: the number of this process's first.
+        compared: every process must see the same batches, which is checked.
+        uneven: processes may have different numbers of batches.
+        numbered: the order depends on the number of the pass alone, not on how often the data were iterated.
+        records: of the whole data set; None when unknown.
+        batch_size: of the global batch; None when unknown.
+        explain: turns an error that came out of the dataset into the one to show.
+    """
+
+    adapter: DataAdapter
+    dataset: Callable[[int], tf.data.Dataset]
+    parts: int
+    first_part: int
+    compared: bool = False
+    uneven: bool = False
+    numbered: bool = False
+    records: int | None = None
+    batch_size: int | None = None
+    explain: Callable[[Exception], Exception] = lambda error: error
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the data are asked for, as in keras.Model.fit.
+
+    Args:
+        batch_size: rows of the global batch; None takes the source's own, else 32.
+        shuffle: of arrays and records; `tf.data` datasets shuffle themselves.
+        seed: of the order of records.
+    """
+
+    y: Any = None
+    sample_weight: Any = None
+    class_weight: Any = None
+    batch_size: int | None = None
+    steps: int | None = None
+    shuffle: Any = False
+    seed: int = 0
+
+
+def source_of(x: Any, request: Request, topology: Topology) -> Source:
+    """The source for what a user passed as `x` (and `y`, `sample_weight`). No process waits for another.
+
+    `TFRecords` scan their files here, unless they were given an index (`TFRecords.use_index`).
+
+    Raises:
+        InputError: nothing can be made of it, or it cannot serve several processes.
+    """
+    _check_batch_size(request.batch_size, topology)
+    if isinstance(x, TFRecords):
+        return _records_source(x, request, topology)
+    if isinstance(x, Local):
+        return _local_source(x, request, topology)
+    return _keras_source(x, request, topology)
+
+
+def _check_batch_size(batch_size: int | None, topology: Topology) -> None:
+    if batch_size is None:
+        return
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"Expected batch_size to be a whole number of at least 1, received {batch_size!r}.")
+    if batch_size < topology.num_replicas:
+        raise InputError(
+            f"Expected batch_size, the rows of one step over all replicas, to be at least the number of replicas, "
+            f"received batch_size={batch_size} and {topology.num_replicas} replicas: some would never get a row. "
+            "Raise batch_size, or start fewer ranks or devices."
+        )
+
+
+def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
+    adapter = data_adapters.get_data_adapter(
+        x=x,
+        y=request.y,
+        sample_weight=request.sample_weight,
+        batch_size=request.batch_size,
+        steps_per_epoch=request.steps,
+        shuffle=request.shuffle,
+        class_weight=request.class_weight,
+    )
+    if topology.size > 1 and isinstance(adapter, GeneratorDataAdapter):
+        raise InputError(
+            "Expected data that every rank can read on its own, received a Python generator, which each of the "
+            f"{topology.size} ranks would run for itself. Pass arrays, a tf.data.Dataset or distfit.local(...)."
+        )
+    is_dataset = isinstance(adapter, TFDatasetAdapter)
+    if is_dataset and topology.size > 1:
+        warn_once(
+            "every rank iterates the whole tf.data.Dataset and takes its slice of each batch, so every rank decodes "
+            "everything; distfit.TFRecords or distfit.local read only a part."
+        )
+    batches = _with_bounds(adapter.get_tf_dataset())
+    batch_size = adapter.batch_size
+    _check_batch_size(batch_size, topology)
+    return Source(
+        adapter=adapter,
+        dataset=lambda epoch: batches,
+        parts=topology.num_replicas,
+        first_part=topology.first_replica,
+        compared=topology.size > 1,
+        records=getattr(adapter, "_num_samples", None),
+        batch_size=batch_size,
+    )
+
+
+def _local_source(x: Local, request: Request, topology: Topology) -> Source:
+    _refuse_arrays(request, "distfit.local")
+    batch_size = request.batch_size
+    if batch_size is not None and batch_size % topology.size:
+        raise InputError(
+            f"Expected batch_size to divide by the number of ranks with distfit.local, received {batch_size} "
+            f"and {topology.size} ranks."
+        )
+    process_batch = None if batch_size is None else batch_size // topology.size
+    dataset = x.dataset(InputContext(topology.rank, topology.size, process_batch))
+    adapter = TFDatasetAdapter(dataset, class_weight=request.class_weight)
+    batches = _with_bounds(adapter.get_tf_dataset())
+    return Source(
+        adapter=adapter,
+        dataset=lambda epoch: batches,
+        parts=topology.replicas_per_process,
+        first_part=0,
+        uneven=topology.size > 1,
+        batch_size=batch_size,
+    )
+
+
+def _records_source(x: TFRecords, request: Request, topology: Topology) -> Source:
+    _refuse_arrays(request, "distfit.TFRecords")
+    index = x.load_index()
+    batch_size = request.batch_size or x.batch_size or DEFAULT_BATCH_SIZE
+    _check_batch_size(batch_size, topology)
+    seed = request.seed if x.seed is None else x.seed
+
+    def dataset(epoch: int) -> tf.data.Dataset:
+        return x.process_batches(
+            order=plan.epoch_order(len(index), seed, epoch, bool(request.shuffle)),
+            global_batch=batch_size,
+            rank=topology.rank,
+            size=topology.size,
+            replicas_per_process=topology.replicas_per_process,
+        )
+
+    return Source(
+        adapter=_RecordsAdapter(plan.steps_per_epoch(len(index), batch_size), batch_size),
+        dataset=dataset,
+        parts=topology.num_replicas,
+        first_part=topology.first_replica,
+        numbered=True,
+        records=len(index),
+        batch_size=batch_size,
+        explain=x.explain,
+    )
+
+
+class _RecordsAdapter(DataAdapter):
+    """Keras' view of record files: how many batches of what size."""
+
+    def __init__(self, num_batches: int, batch_size: int) -> None:
+        self._num_batches = num_batches
+        self._batch_size = batch_size
+
+    @property
+    def num_batches(self) -> int:
+        return self._num_batches
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+
+def _refuse_arrays(request: Request, what: str) -> None:
+    for name in ("y", "sample_weight"):
+        if getattr(request, name) is not None:
+            raise InputError(f"Expected {name} to be part of the data of {what}, received it as an argument as well.")
+    if request.class_weight is not None and what == "distfit.TFRecords":
+        raise InputError("Expected sample weights from the transform of distfit.TFRecords, received class_weight.")
+
+
+def _with_bounds(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Whole batches as a `Source` gives them: with their number of rows and origin 0."""
+    packed = isinstance(dataset.element_spec, tuple)
+
+    def with_bounds(*data: Any) -> tuple:
+        return _row_count(data), tf.constant(0, tf.int64), data if packed else data[0]
+
+    return dataset.map(with_bounds)
+
+
+def _row_count(data: Any) -> tf.Tensor:
+    leaf = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
+    if isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
+        return tf.cast(leaf.dense_shape[0] if isinstance(leaf, tf.SparseTensor) else leaf.nrows(), tf.int64)
+    return tf.shape(leaf, out_type=tf.int64)[0]

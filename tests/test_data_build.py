@@ -1,0 +1,310 @@
+"""Built data sets: the digits, once each, stratified, the same bytes for a seed, whole or absent."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distfit.data import build, description
+from distfit.data.index import build_index
+from distfit.data.records import read_at, write_records
+from distfit.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "digits"
+    build.build_digits(folder)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A data set of two classes and 20 images, quick to build and free to damage."""
+    folder = tmp_path / "small"
+    build.write_dataset(small_source(), folder, shards=2, validation_shards=1)
+    return folder
+
+
+def small_source(labels=(0, 1) * 10):
+    return build.Source(
+        name="small",
+        classes=("cat", "dog"),
+        filenames=[f"{number}.png" for number in range(len(labels))],
+        labels=np.array(labels),
+        encoded=lambda number: b"image %d" % number,
+        image_format="png",
+        pixels="none",
+    )
+
+
+def examples_of(folder, split):
+    import tensorflow as tf
+
+    files = description.load(folder).files(split)
+    index = build_index(files)
+    for file_of, offset, length in zip(index.file_of, index.offsets, index.lengths, strict=True):
+        with open(files[file_of], "rb") as file:
+            record = read_at(file.fileno(), int(offset), int(length), files[file_of])
+        feature = tf.train.Example.FromString(record).features.feature
+        yield (
+            feature["filename"].bytes_list.value[0].decode(),
+            feature["label"].int64_list.value[0],
+            feature["image"].bytes_list.value[0],
+        )
+
+
+def bytes_of(folder):
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+
+
+def test_every_digit_is_there_once_with_its_pixels_and_label(digits):
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    both = [*examples_of(digits, "train"), *examples_of(digits, "validation")]
+    assert sorted(name for name, _, _ in both) == [f"digits/{number:04d}.png" for number in range(1797)]
+    for name, label, encoded in both:
+        number = int(name[7:11])
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+        assert pixels.dtype == np.uint8
+        assert label == scans.target[number]
+        np.testing.assert_array_equal(pixels, np.floor(scans.images[number] * 255 / 16 + 0.5))
+
+
+def test_the_files_are_what_the_description_says(digits):
+    described = description.load(digits)
+    names = [f"train-{shard:05d}-of-00008.tfrecord" for shard in range(8)]
+    names += [f"validation-{shard:05d}-of-00002.tfrecord" for shard in range(2)]
+    assert sorted(os.listdir(digits)) == sorted(["dataset.json", *names])
+    assert described.classes == tuple("0123456789")
+    assert (described.seed, described.version, described.image_format) == (0, 1, "png")
+    assert described.features == {"image": "bytes", "filename": "bytes", "label": "int64"}
+    for split in ("train", "validation"):
+        labels = [label for _, label, _ in examples_of(digits, split)]
+        assert described.split(split).records == len(labels)
+        assert described.split(split).per_class == tuple(np.bincount(labels))
+        for path, shard in zip(described.files(split), described.split(split).shards, strict=True):
+            assert (len(build_index([path])), os.path.getsize(path)) == (shard.records, shard.bytes)
+
+
+def test_tensorflow_reads_the_images(digits):
+    import tensorflow as tf
+
+    features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+    dataset = tf.data.TFRecordDataset(description.load(digits).files("validation"))
+    for record in dataset.take(3):
+        image = tf.io.decode_png(tf.io.parse_single_example(record, features)["image"])
+        assert image.shape == (8, 8, 1)
+
+
+def test_shards_differ_by_one_record_at_most(digits):
+    for split in description.load(digits).splits.values():
+        counts = [shard.records for shard in split.shards]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_one_seed_builds_the_same_bytes(digits, tmp_path):
+    # In a process of its own: within one, even an order that is drawn at its start would look fixed.
+    code = "import sys; from distfit.data import build; build.build_digits(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "again"], check=True, timeout=120)
+    assert bytes_of(tmp_path / "again") == bytes_of(digits)
+
+
+def test_another_seed_builds_another_split(small, tmp_path):
+    build.write_dataset(small_source(), tmp_path / "other", seed=1, shards=2, validation_shards=1)
+    first, second = (
+        {name for name, _, _ in examples_of(folder, "validation")} for folder in (small, tmp_path / "other")
+    )
+    assert first != second
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_shards(small, tmp_path):
+    build.write_dataset(small_source(), tmp_path / "other", shards=5, validation_shards=2)
+    for split in ("train", "validation"):
+        one, other = ({name for name, _, _ in examples_of(f, split)} for f in (small, tmp_path / "other"))
+        assert one == other
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.25, 0.37, 0.5, 0.9])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_class_is_split_to_within_one_record(fraction, seed):
+    labels = np.random.default_rng(seed).choice(7, size=503, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.03, 0.02])
+    members = build.stratified_split(labels, seed, fraction)
+    assert sorted([*members["train"], *members["validation"]]) == list(range(503))
+    assert len(members["validation"]) == round(503 * fraction)
+    exact = np.bincount(labels, minlength=7) * fraction
+    assert (abs(np.bincount(labels[members["validation"]], minlength=7) - exact) < 1).all()
+
+
+def test_an_existing_folder_is_not_overwritten(small):
+    before = bytes_of(small)
+    with pytest.raises(InputError, match=r"with 4 entries.*--force"):
+        build.write_dataset(small_source(), small)
+    assert bytes_of(small) == before
+
+
+def test_force_replaces_a_data_set(small):
+    build.write_dataset(small_source(), small, seed=3, shards=1, validation_shards=1, force=True)
+    assert description.load(small).seed == 3
+    assert len(os.listdir(small)) == 3
+    assert os.listdir(small.parent) == ["small"]
+
+
+def test_force_does_not_remove_what_is_no_data_set(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="empty this one"):
+        build.write_dataset(small_source(), tmp_path, shards=1, validation_shards=1, force=True)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    build.write_dataset(small_source(), tmp_path / "a", shards=1, validation_shards=1)
+    (tmp_path / "b").mkdir()
+    build.write_dataset(small_source(), tmp_path / "b", shards=1, validation_shards=1)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_a_build_that_fails_leaves_nothing_and_keeps_what_was_there(small):
+    def failing(number):
+        raise KeyError("stop")
+
+    source = build.Source("bad", ("a",), ["x"] * 9, np.zeros(9, np.int64), failing, "png", "none")
+    before = bytes_of(small)
+    for out in (small, small.parent / "new" / "deep"):
+        with pytest.raises(KeyError):
+            build.write_dataset(source, out, shards=1, validation_shards=1, force=True)
+    assert bytes_of(small) == before
+    assert sorted(os.listdir(small.parent)) == ["new", "small"]
+    assert os.listdir(small.parent / "new") == []
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="received the file"):
+        build.write_dataset(small_source(), tmp_path / "a", shards=1, validation_shards=1)
+
+
+def test_a_place_that_cannot_be_written_is_refused():
+    with pytest.raises(InputError, match="can be written at '/proc/1/nothing'"):
+        build.write_dataset(small_source(), "/proc/1/nothing", shards=1, validation_shards=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shards": 0}, "1 to 16 shards for the 16 records of 'train', received 0"),
+        ({"validation_shards": 5}, "1 to 4 shards for the 4 records of 'validation', received 5"),
+        ({"validation_fraction": 1.0}, "between 0 and 1, received 1.0"),
+        ({"validation_fraction": 0}, "between 0 and 1, received 0"),
+        ({"seed": -1}, "received -1"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(tmp_path, arguments, message):
+    arguments = {"shards": 1, "validation_shards": 1} | arguments
+    with pytest.raises(InputError, match=message):
+        build.write_dataset(small_source(), tmp_path / "a", **arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_source_whose_label_is_no_class_is_refused():
+    with pytest.raises(InputError, match=r"from 0 to 1 in small, received 2 for '1\.png'"):
+        small_source(labels=(0, 2))
+
+
+# The description and the labels.
+
+
+def test_a_description_survives_its_file_and_a_move(small):
+    before = description.load(small)
+    os.rename(small, small.parent / "moved")
+    after = description.load(small.parent / "moved")
+    assert after.to_json() == before.to_json()
+    assert after.files("train")[0] == str(small.parent / "moved" / "train-00000-of-00002.tfrecord")
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is not there. Build one with `distfit data build"):
+        description.load(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_description_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"Expected dataset\.json in the folder"):
+        description.load(tmp_path)
+
+
+def test_a_description_that_is_no_json_is_refused(small):
+    (small / "dataset.json").write_text('{"version": 1,')
+    with pytest.raises(InputError, match="text that is no JSON"):
+        description.load(small)
+
+
+def edited(folder, **changes):
+    fields = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**fields, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version 1 of the format .* received version 2"),
+        ({"version": None}, "received version: Input should be"),
+        ({"classes": 10}, "received classes: Input should be"),
+        ({"splits": {"train": {}}}, r"received splits\.train\.records: Field required"),
+    ],
+)
+def test_a_description_of_another_form_is_refused(small, changes, message):
+    edited(small, **changes)
+    with pytest.raises(InputError, match=message):
+        description.load(small)
+
+
+def test_a_missing_shard_is_refused(small):
+    (small / "train-00001-of-00002.tfrecord").unlink()
+    with pytest.raises(InputError, match=r"train-00001-of-00002\.tfrecord.*received no such file"):
+        description.load(small)
+
+
+def test_a_shard_of_another_size_is_refused(small):
+    with open(small / "train-00001-of-00002.tfrecord", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match=r"train-00001-of-00002\.tfrecord' with \d+ bytes.*received \d+"):
+        description.load(small)
+
+
+def test_an_unknown_split_gets_the_nearest_name(small):
+    with pytest.raises(InputError, match="received 'valid'; did you mean 'validation'"):
+        description.load(small).files("valid")
+
+
+def test_good_labels_pass(digits):
+    described = description.load(digits)
+    assert [description.check_labels(described, split) for split in ("train", "validation")] == [True, True]
+
+
+def test_a_label_outside_the_classes_names_file_record_and_range(small):
+    edited(small, classes=["cat"])
+    labels = [label for _, label, _ in examples_of(small, "validation")]
+    message = f"from 0 to 0, .* received 1 in record {labels.index(1)} of '.*validation-00000-of-00001"
+    with pytest.raises(InputError, match=message):
+        description.check_labels(description.load(small), "validation")
+
+
+def test_a_record_without_a_label_is_refused(small):
+    name = "validation-00000-of-00001.tfrecord"
+    write_records(small / name, [b"", b"\xff no protobuf"])
+    edited_splits = json.loads((small / "dataset.json").read_text())["splits"]
+    edited_splits["validation"]["shards"][0]["bytes"] = os.path.getsize(small / name)
+    edited(small, splits=edited_splits)
+    with pytest.raises(InputError, match="received no int64 label in record 0 of"):
+        description.check_labels(description.load(small), "validation")
+
+
+def test_a_large_split_is_left_unread(small, monkeypatch):
+    monkeypatch.setattr(description, "LABELS_MOST_BYTES", 10)
+    assert description.check_labels(description.load(small), "train") is False
