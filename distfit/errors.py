@@ -32,6 +32,12 @@ class RunError(DistfitError, RuntimeError):
     """A run that had started cannot go on."""
 
 
+def on_every_rank(error: DistfitError) -> DistfitError:
+    """Mark an error that every rank raises at the same point, from facts that all of them share."""
+    error.agreed = True
+    return error
+
+
 def nearest(word: str, known: list[str]) -> str:
     """The end of an error message about an unknown name.
 

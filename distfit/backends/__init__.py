@@ -1,0 +1,78 @@
+"""The engines, and the one place that knows their names.
+
+`choose` turns a strategy's name and the facts of the job into a backend that has not started yet.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from distfit.backends.base import Backend
+from distfit.errors import InputError, nearest
+from distfit.topology import Topology
+
+_ENGINES = {
+    "single": ("distfit.backends.single", "Single"),
+    "mirrored": ("distfit.backends.mirrored", "Mirrored"),
+    "horovod": ("distfit.backends.horovod", "Horovod"),
+}
+STRATEGIES = ("auto", *_ENGINES)
+
+
+def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
+    """The engine for a job; `auto` takes what the launcher and the machine suggest.
+
+    Args:
+        strategy: one of `STRATEGIES`. `auto` means horovod when the process was started as one of several
+            ranks, mirrored when it has several GPUs or is asked for several devices, else single.
+        devices: devices of this process, None for all its GPUs or one CPU.
+        topology: where this process stands.
+
+    Raises:
+        InputError: an unknown strategy, one that cannot serve several ranks, or an engine that is not installed.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(
+            f"Expected strategy to be one of {', '.join(STRATEGIES)}, received {strategy!r}; "
+            f"{nearest(strategy, list(STRATEGIES))}."
+        )
+    if devices is not None and (not isinstance(devices, int) or devices < 1):
+        raise InputError(f"Expected devices to be a whole number of at least 1, or None, received {devices!r}.")
+    name = _automatic(devices, topology) if strategy == "auto" else strategy
+    _check_ranks(name, topology)
+    module, engine = _ENGINES[name]
+    return getattr(import_module(module), engine)(topology, devices)
+
+
+def _automatic(devices: int | None, topology: Topology) -> str:
+    if topology.size > 1:
+        return "horovod"
+    if devices is not None:
+        return "mirrored" if devices > 1 else "single"
+    from distfit.backends.devices import visible_gpus
+
+    return "mirrored" if len(visible_gpus()) > 1 else "single"
+
+
+def _check_ranks(name: str, topology: Topology) -> None:
+    """Refuse what would train `size` models side by side, each thinking it is alone."""
+    if name == "horovod":
+        from distfit.backends.horovod import missing
+
+        reason = missing()
+        if reason is not None:
+            raise InputError(
+                f"This job needs Horovod ({topology.size} ranks were started) and Horovod cannot be imported "
+                f"({reason}). Type: distfit horovod install, in the environment of {_python()}."
+            )
+    elif topology.size > 1:
+        raise InputError(
+            f"Expected strategy 'auto' or 'horovod' in a job of several ranks, received {name!r} and {topology.size} ranks: "
+            "each would train a model of its own. Start one process, or leave strategy out."
+        )
+
+
+def _python() -> str:
+    import sys
+
+    return sys.executable

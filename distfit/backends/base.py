@@ -1,0 +1,94 @@
+"""What distfit asks of an engine, and nothing else about it.
+
+A step is one function that every replica runs. Inside it, `sum` is the only collective; around it,
+`adopted` lends the model's variables to the engine and gives them back. Capabilities are attributes:
+nobody compares a backend's name. A new engine is one file beside this one, its host transport, and the
+conformance tests (`tests/conformance.py`) that it must pass.
+
+    backend.start()
+    with backend.adopted(model, data_spec):
+        results = backend.run(step, shards)      # one result a local replica
+    backend.stop()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from distfit.backends.transport import Transport
+from distfit.topology import Topology
+
+
+class Backend(ABC):
+    """One engine: how replicas run a step and how they share what they computed.
+
+    Attributes:
+        title: for the start block, e.g. "mirrored (tf.distribute.MirroredStrategy)".
+        topology: this process's place, complete once `start` has returned.
+        transport: carries host values between processes.
+        devices: the devices of this process's replicas, e.g. ["GPU:0"].
+        supports_jit: whether Keras may put the whole step into one XLA program; False where the step
+            contains a collective.
+    """
+
+    title: str
+    topology: Topology
+    transport: Transport
+    devices: list[str]
+    supports_jit = False
+
+    @abstractmethod
+    def start(self) -> None:
+        """Take the devices and meet the other processes.
+
+        Raises:
+            InputError: the devices are not there, or TensorFlow has already started without them.
+        """
+
+    def stop(self) -> None:
+        """Leave the job. Nothing to do for an engine that lives in this process alone."""
+        return None
+
+    @abstractmethod
+    def adopted(self, model: Any, data_spec: Any) -> AbstractContextManager[None]:
+        """The model, trained by this engine inside and plain Keras again outside.
+
+        On entry every replica holds the chief's values. The objects of the model, its layers, its
+        optimizer and the user's references stay what they are.
+
+        Args:
+            model: a Keras model; what it has not built yet is built where several replicas need it.
+            data_spec: tf.TypeSpecs of the (x, y, sample_weight) that it will see.
+        """
+
+    @abstractmethod
+    def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call `function(*shards[r])` on every local replica r; one result each, in their order."""
+
+    @abstractmethod
+    def replica(self) -> int:
+        """Inside `run`: the job-wide number of the replica that asks."""
+
+    @abstractmethod
+    def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """Inside `run`: each tensor summed over all replicas of the job, in one fixed order of collectives.
+
+        Args:
+            tensors: dense, of the same shapes and types on every replica.
+            name: the same on every replica, distinct within one step.
+        """
+
+    def updating(self) -> AbstractContextManager[None]:
+        """Inside `run`: held around the optimizer, whose gradients are already summed."""
+        return nullcontext()
+
+    def failed_elsewhere(self, error: BaseException) -> bool:
+        """Whether an error only says that another process has gone, so that its cause is to be told there."""
+        return False
+
+    def replica_values(self, variable: Any) -> list[Any]:
+        """Outside `run`: what each local replica holds in a Keras variable, as NumPy arrays."""
+        return [variable.numpy()]

@@ -1,0 +1,112 @@
+"""Many processes, on one host or many: Horovod's all-reduce. The only file that imports Horovod.
+
+Horovod's Keras layer does not work with Keras 3 (its DistributedOptimizer reduces nothing), so only its
+low-level ops are used, on tensors that the step has packed itself. Host values travel by mpi4py when the
+ranks were started under MPI, else by Horovod's own functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from distfit.backends.base import Backend
+from distfit.backends.devices import pin_gpu
+from distfit.backends.transport import MPI, Transport
+from distfit.errors import InputError
+from distfit.topology import Topology
+
+# Read by Horovod when it starts. The step packs its own buckets; fusing them again in order of readiness
+# gives another order of additions, so another bit pattern, in every run on three ranks or more. The failure
+# watch has its own limit for a rank that stays away, and says more than Horovod's stall check.
+_ENVIRONMENT = {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_AUTOTUNE": "0", "HOROVOD_STALL_CHECK_DISABLE": "1"}
+
+
+def missing() -> str | None:
+    """Why Horovod cannot be used here, or None when it can."""
+    try:
+        import horovod.tensorflow as hvd  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+class Horovod(Backend):
+    """One replica in each of several processes."""
+
+    title = "horovod (one replica a rank)"
+
+    def __init__(self, topology: Topology, devices: int | None = None) -> None:
+        if devices not in (None, 1):
+            raise InputError(
+                f"Expected one device for each rank, received devices={devices}. Leave devices out and start one rank a GPU."
+            )
+        self.topology = topology
+
+    def start(self) -> None:
+        self.devices = pin_gpu(self.topology.local_rank)
+        os.environ.update(_ENVIRONMENT)
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        self._hvd = hvd
+        self.topology = Topology(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
+        self.transport: Transport = MPI() if hvd.mpi_enabled() else _HorovodObjects(hvd)
+
+    def stop(self) -> None:
+        self._hvd.shutdown()
+
+    @contextmanager
+    def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
+        from distfit.backends.hooks import build, hooked, variables_of
+
+        build(model, data_spec)
+        for number, variable in enumerate(variables_of(model)):
+            value = self._hvd.broadcast(variable.value, root_rank=0, name=f"distfit.start.{number}")
+            variable._value.assign(value)
+        with hooked(model, self):
+            yield
+
+    def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:
+        return [function(*shards[0])]
+
+    def failed_elsewhere(self, error: BaseException) -> bool:
+        return "Horovod has been shut down" in str(error) or type(error).__name__ == "HorovodInternalError"
+
+    def replica(self) -> int:
+        return self.topology.rank
+
+    def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        import tensorflow as tf
+
+        # The op is not marked stateful: with constant inputs TensorFlow would run it once more while it
+        # optimises the graph, and the ranks' collectives would pair up one step apart from then on. A
+        # placeholder with a default is never folded.
+        return [
+            self._hvd.allreduce(
+                tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape),
+                op=self._hvd.Sum,
+                name=f"distfit.{name}.{number}",
+            )
+            for number, tensor in enumerate(tensors)
+        ]
+
+
+class _HorovodObjects:
+    """Host values by Horovod's own functions, for ranks that were not started under MPI."""
+
+    def __init__(self, hvd: Any) -> None:
+        self._hvd = hvd
+
+    def broadcast(self, value: Any) -> Any:
+        return self._hvd.broadcast_object(value, root_rank=0, name="distfit.object")
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._hvd.allgather_object(value, name="distfit.objects")
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        return np.sum(self._hvd.allgather_object(array, name="distfit.arrays"), axis=0)

@@ -1,0 +1,50 @@
+"""One process, one device: the null object, with which everything is plain Keras.
+
+`sum` returns its tensors and `adopted` changes nothing, so that no caller asks whether it is distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from distfit.backends.base import Backend
+from distfit.backends.devices import visible_gpus
+from distfit.backends.transport import Alone
+from distfit.log import warn_once
+from distfit.topology import Topology
+
+
+class Single(Backend):
+    """One replica in one process."""
+
+    title = "single (one process, one device)"
+    supports_jit = True
+
+    def __init__(self, topology: Topology, devices: int | None = None) -> None:
+        self.topology = topology
+        self.transport = Alone()
+        self.devices = []
+
+    def start(self) -> None:
+        gpus = visible_gpus()
+        self.devices = ["GPU:0"] if gpus else ["CPU:0"]
+        if len(gpus) > 1:
+            warn_once(
+                f"this process trains on one of the {len(gpus)} GPUs that it sees; "
+                "strategy='mirrored' uses them all."
+            )
+
+    @contextmanager
+    def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
+        yield
+
+    def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:
+        return [function(*shards[0])]
+
+    def replica(self) -> int:
+        return 0
+
+    def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return list(tensors)

@@ -1,0 +1,80 @@
+"""How host values (objects, counts, fingerprints) travel between the processes of a job.
+
+Tensors of a step never come this way: they travel by the engine's own ops. Every call is collective: all
+processes make it, in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from distfit.errors import InputError
+
+
+class Transport(Protocol):
+    """Collective calls for host values.
+
+    `broadcast` returns the chief's object everywhere, `gather` every process's object in rank order,
+    `sum` the element-wise sum of one float64 array of the same shape from each process.
+    """
+
+    def broadcast(self, value: Any) -> Any: ...
+
+    def gather(self, value: Any) -> list[Any]: ...
+
+    def sum(self, array: np.ndarray) -> np.ndarray: ...
+
+
+class Alone:
+    """One process: nothing has to travel.
+
+    >>> Alone().gather("here")
+    ['here']
+    """
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+class MPI:
+    """mpi4py, on a communicator of our own, so that no message meets another library's.
+
+    The engine must have started MPI already: two libraries must not both initialise or finalise it.
+
+    Raises:
+        InputError: mpi4py is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import mpi4py
+        except ImportError as error:
+            raise InputError(
+                "The ranks were started under MPI, which needs mpi4py for values outside the step, and "
+                "mpi4py is not installed. Type: pip install 'distfit[mpi]' (or, against a cluster's own MPI, "
+                "pip install --no-binary mpi4py mpi4py)."
+            ) from error
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI as mpi
+
+        self._communicator = mpi.COMM_WORLD.Dup()
+
+    def broadcast(self, value: Any) -> Any:
+        return self._communicator.bcast(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._communicator.allgather(value)
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        total = np.empty_like(array)
+        self._communicator.Allreduce(array, total)
+        return total

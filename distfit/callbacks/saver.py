@@ -1,0 +1,40 @@
+"""Leaves the trained model behind, whole: one file, replaced after every epoch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+
+MODEL_FILE = "model.keras"
+
+
+class ModelSaver(keras.callbacks.Callback):
+    """Writes `folder/model.keras` at the end of every epoch; a killed run leaves the epoch's before.
+
+    keras.callbacks.ModelCheckpoint truncates the good file first. The file is plain Keras and loads where
+    distfit is not installed.
+
+    Args:
+        folder: made if it is not there.
+    """
+
+    async_safe = True
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        super().__init__()
+        self._path = Path(folder) / MODEL_FILE
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Keras chooses its format by the ending.
+        partial = self._path.with_name(f".partial-{os.getpid()}.keras")
+        try:
+            self.model.save(partial)
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""Says at the start of a run who will train what, and what cannot be equal to one device."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from distfit.backends.hooks import seed_generators_of
+from distfit.log import say
+from distfit.monitor.start_block import StartFacts, start_block
+from distfit.training.step import overrides
+
+if TYPE_CHECKING:
+    from distfit.data.feed import Feed
+    from distfit.session import Session
+
+
+def announce(
+    session: Session,
+    model: keras.Model,
+    train: Feed,
+    seed: int,
+    log_dir: str | os.PathLike | None,
+    checkpoint: str | os.PathLike | None,
+    verbose: str | int,
+) -> None:
+    """The start block, on the chief. Collective: hosts and devices come from every rank."""
+    places = session.transport.gather((session.topology.host, session.backend.devices))
+    facts = StartFacts(
+        strategy=session.backend.title,
+        ranks=session.size,
+        hosts=[host for host, _ in places],
+        devices=[device for _, devices in places for device in devices],
+        replicas=session.num_replicas,
+        global_batch=train.source.batch_size,
+        records=train.source.records,
+        steps_per_epoch=train.num_batches,
+        seed=seed,
+        log_dir=None if log_dir is None else os.fspath(log_dir),
+        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        notes=unequal(model) if session.num_replicas > 1 else [],
+    )
+    if verbose != 0:
+        say(start_block(facts))
+
+
+def unequal(model: keras.Model) -> list[str]:
+    """What several replicas cannot compute as one device would, a sentence each."""
+    notes = []
+    layers = model._flatten_layers(include_self=False)
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers):
+        notes.append("BatchNormalization: each replica normalises with the moments of its own rows.")
+    if seed_generators_of(model):
+        notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
+    if overrides(model, "compute_loss"):
+        notes.append("The model's own compute_loss counts as a mean over rows.")
+    return notes

@@ -1,0 +1,45 @@
+"""One seed for the job."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import keras
+from keras.src.utils.rng_utils import get_random_seed
+from tensorflow.python.eager.context import global_seed
+
+from distfit.errors import InputError
+
+if TYPE_CHECKING:
+    from distfit.session import Session
+
+
+def settle_seed(session: Session, seed: int | None) -> int:
+    """The seed of a run, the same on every rank.
+
+    One that is given is set as keras.utils.set_random_seed sets it. Without one, a seed that the script has
+    set on all ranks is left alone; ranks that differ, or have none, get one that the chief draws, because
+    they have to shuffle alike. One process keeps its random state, as under keras.Model.fit, and the drawn
+    number orders records only.
+
+    Raises:
+        InputError: it is no whole number from 0 to 2**32 - 1.
+    """
+    if seed is not None:
+        session.agree(lambda: _check(seed))
+        keras.utils.set_random_seed(seed)
+        return seed
+    own = get_random_seed()
+    found = session.transport.gather(global_seed() if own is None else own)
+    if found[0] is not None and len(set(found)) == 1:
+        return found[0]
+    drawn = session.transport.broadcast(secrets.randbelow(2**31) if found[0] is None else found[0])
+    if session.size > 1:
+        keras.utils.set_random_seed(drawn)
+    return drawn
+
+
+def _check(seed: int) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise InputError(f"Expected seed to be a whole number from 0 to {2**32 - 1}, received {seed!r}.")

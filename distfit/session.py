@@ -1,0 +1,226 @@
+"""The session: one engine started in this process, who we are in the job, and how its processes agree.
+
+    session = init(strategy="auto")
+    session.rank, session.size, session.num_replicas, session.is_chief
+
+`init` is optional (`distfit.fit` calls it) and repeatable: the same session comes back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from distfit import log
+from distfit.backends import STRATEGIES, choose
+from distfit.backends.base import Backend
+from distfit.backends.transport import Transport
+from distfit.errors import DistfitError, InputError, on_every_rank
+from distfit.topology import Topology, from_environment
+from distfit.watch import Watch
+
+Value = TypeVar("Value")
+
+# Longer than the slowest first trace or checkpoint that others wait for, shorter than a lost night.
+STALL_LIMIT_S = 600.0
+_CHIEF_FIRST_S = 3.0
+
+
+class Session:
+    """This process in its job; made by `init`.
+
+    Attributes:
+        backend: the engine, started.
+        topology: rank, size and replicas.
+        watch: ends every rank when one fails.
+        transport: host values to and from the other processes; each call is watched.
+    """
+
+    def __init__(self, backend: Backend, asked: tuple[str, int | None], stall_limit_s: float) -> None:
+        self.backend = backend
+        self.asked = asked
+        self.topology: Topology = backend.topology
+        self.watch = Watch.start(self.topology, backend.transport.broadcast, stall_limit_s)
+        self.watch.install_hooks()
+        self.transport: Transport = _Watched(backend.transport, self.watch)
+
+    @property
+    def rank(self) -> int:
+        """This process's number in the job, 0 for the chief."""
+        return self.topology.rank
+
+    @property
+    def size(self) -> int:
+        """Processes of the job."""
+        return self.topology.size
+
+    @property
+    def local_rank(self) -> int:
+        """This process's number on its host."""
+        return self.topology.local_rank
+
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the model that train together, over all processes."""
+        return self.topology.num_replicas
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process publishes and speaks."""
+        return self.topology.is_chief
+
+    def agree(self, check: Callable[[], Value]) -> Value:
+        """Run something that may refuse the input, on every rank; if one refuses, all do.
+
+        Args:
+            check: makes no collective call; its DistfitErrors are shared, any other exception is this rank's
+                failure.
+
+        Raises:
+            DistfitError: the lowest failing rank's, on all ranks.
+        """
+        value, own = None, None
+        try:
+            value = check()
+        except DistfitError as error:
+            own = error
+        problems = self.transport.gather(None if own is None else (type(own), str(own)))
+        first = next((rank for rank, problem in enumerate(problems) if problem is not None), None)
+        if first is None:
+            return value  # type: ignore[return-value]
+        kind, text = problems[first]
+        everywhere = all(problem is not None for problem in problems)
+        raise on_every_rank(kind(text if everywhere else f"On rank {first} of {self.size}: {text}")) from own
+
+    def from_chief(self, make: Callable[[], Value]) -> Value:
+        """What the chief makes, on every rank; the others do not call `make`.
+
+        Raises:
+            DistfitError: the chief's, on all ranks.
+        """
+        made: tuple[Any, Any, str] = (None, None, "")
+        if self.is_chief:
+            try:
+                made = (make(), None, "")
+            except DistfitError as error:
+                made = (None, type(error), str(error))
+        value, kind, text = self.transport.broadcast(made)
+        if kind is not None:
+            raise on_every_rank(kind(text))
+        return value
+
+    @contextmanager
+    def running(self, what: str) -> Iterator[None]:
+        """Around everything that needs all ranks: what goes wrong on one ends all of them.
+
+        An error that all ranks raise leaves as it is; any other ends the job here, with this rank's
+        traceback on the screen once.
+        """
+        try:
+            with self.watch.running(what):
+                yield
+        except BaseException as error:
+            if not getattr(error, "agreed", False):
+                self.watch.fail(error, secondary=self.backend.failed_elsewhere(error))
+            raise
+
+    def stop(self) -> None:
+        """Leave the job."""
+        self.watch.close()
+        self.backend.stop()
+
+
+class _Watched:
+    """A transport whose every call is known to the watch while it waits."""
+
+    def __init__(self, transport: Transport, watch: Watch) -> None:
+        self._transport, self._watch = transport, watch
+
+    def broadcast(self, value: Any) -> Any:
+        with self._watch.waiting("a broadcast of host values"):
+            return self._transport.broadcast(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        with self._watch.waiting("a gathering of host values"):
+            return self._transport.gather(value)
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        with self._watch.waiting("a sum of host values"):
+            return self._transport.sum(array)
+
+
+_current: Session | None = None
+
+
+def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: float = STALL_LIMIT_S) -> Session:
+    """Start the engine, or return the session that is there.
+
+    Args:
+        strategy: "auto" (horovod when the process was started as one of several ranks, mirrored with several
+            GPUs or devices, else single), "single", "mirrored" or "horovod". The environment variable
+            DISTFIT_STRATEGY overrides it.
+        devices: devices of this process; None means all GPUs, or one CPU. Without GPUs, so many logical CPU
+            devices are made. The environment variable DISTFIT_DEVICES overrides it.
+        stall_limit_s: seconds that a rank may stay away from a collective before the run ends.
+
+    Raises:
+        InputError: the strategy is unknown, not installed or cannot serve this job, or its devices are not there.
+    """
+    global _current
+    asked = _overridden_by_environment(strategy, devices)
+    if _current is not None and asked in (_current.asked, ("auto", None)):
+        return _current
+    topology = from_environment(os.environ)
+    log.speak_as(topology.is_chief)
+    try:
+        backend = choose(*asked, topology)
+        backend.start()
+    except DistfitError as error:
+        _refuse_on_one_rank(error, topology)
+        raise
+    _leave()
+    _current = Session(backend, asked, stall_limit_s)
+    log.speak_as(_current.is_chief)
+    return _current
+
+
+@atexit.register
+def _leave() -> None:
+    global _current
+    if _current is not None:
+        _current, leaving = None, _current
+        leaving.stop()
+
+
+def _overridden_by_environment(strategy: str, devices: int | None) -> tuple[str, int | None]:
+    strategy = os.environ.get("DISTFIT_STRATEGY", strategy)
+    text = os.environ.get("DISTFIT_DEVICES")
+    if text is None:
+        return strategy, devices
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(
+            f"Expected the environment variable DISTFIT_DEVICES to be a whole number of at least 1, received {text!r}; "
+            f"DISTFIT_STRATEGY may be one of {', '.join(STRATEGIES)}."
+        )
+    return strategy, int(text)
+
+
+def _refuse_on_one_rank(error: DistfitError, topology: Topology) -> None:
+    """Before the ranks know each other: one says why, every rank leaves with the same exit code.
+
+    The launcher ends the others when the first has left, so a rank that is still here after a while is
+    the only one with this error, and speaks.
+    """
+    if topology.size == 1:
+        return
+    if not topology.is_chief:
+        time.sleep(_CHIEF_FIRST_S)
+    print(f"distfit: error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
