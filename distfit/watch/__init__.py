@@ -1,0 +1,21 @@
+"""The failure watch: when one rank fails, every rank ends, within seconds and with one report.
+
+Ranks spend their time in blocking collectives; when one of them raises, exits, is killed or stays away, the
+others would wait for ever. So each rank keeps, beside the engine and independent of it, one TCP connection
+to the chief from a daemon thread. No TensorFlow, no engine.
+
+    watch = Watch.start(topology, broadcast)       # collective
+    watch.install_hooks()                          # uncaught exceptions of the user's script
+    with watch.running():                          # every rank is needed until the end of this block
+        for step in steps:
+            watch.position = f"epoch 2, step {step}"
+            with watch.waiting(watch.position):    # inside something collective
+                collective()
+
+With one rank `Watch.start` returns a `NoWatch`: the same methods, nothing watched, exceptions take their
+normal way. Callers never ask.
+"""
+
+from distfit.watch.rank import NoWatch, RankWatch, Watch
+
+__all__ = ["NoWatch", "RankWatch", "Watch"]
