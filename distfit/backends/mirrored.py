@@ -51,7 +51,7 @@ class Mirrored(Backend):
     def start(self) -> None:
         self.devices = replica_devices(self._count)
         self.topology = self.topology.with_replicas(len(self.devices))
-        self._strategy = _Strategy(self.devices)
+        self._strategy = _Strategy(self.devices, cross_device_ops=_reducer(self.devices))
 
     @contextmanager
     def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
@@ -108,6 +108,17 @@ class Mirrored(Backend):
         value = variable._value
         copies = value.values if hasattr(value, "values") else [value]
         return [copy.numpy() for copy in copies]
+
+
+def _reducer(devices: Sequence[str]) -> tf.distribute.CrossDeviceOps | None:
+    """How replicas sum: TensorFlow's choice on GPUs (NCCL), one addition after the other on CPUs.
+
+    TensorFlow's collective ops know groups by a key that two strategies of one process share, so that a
+    second one of another size fails, and one failed step fails all that follow ("Restart your program").
+    """
+    if any("GPU" in device for device in devices):
+        return None
+    return tf.distribute.ReductionToOneDevice()
 
 
 def _by_replica(results: Any, replicas: int) -> list[Any]:

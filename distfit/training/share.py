@@ -43,7 +43,7 @@ class Whole:
     def additional_losses(self, model: Any) -> list[tuple[Any, bool]]:
         return []
 
-    def summed(self, tensors: Sequence[Any]) -> list[Any]:
+    def summed(self, tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
         return list(tensors)
 
     def kept(self, variables: Sequence[Any], rows: Any, update: Update) -> Any:
@@ -126,9 +126,11 @@ class Part:
         of_rows = [(loss, True) for layer in layers for loss in layer._get_own_losses()]
         return of_rows + [(loss, False) for loss in model._get_regularization_losses()]
 
-    def summed(self, tensors: Sequence[Any]) -> list[Any]:
+    def summed(self, tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
+        """Tensors of these static shapes, summed over the replicas."""
         # A sparse gradient (tf.IndexedSlices) becomes dense: its rows differ between replicas.
-        return sum_in_buckets(self._backend, [tf.convert_to_tensor(tensor) for tensor in tensors])
+        dense = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+        return sum_in_buckets(self._backend, dense)
 
     def kept(self, variables: Sequence[Any], rows: Any, update: Update) -> Any:
         """Run an update whose effect on `variables` is undone where this replica has no rows."""

@@ -94,15 +94,18 @@ class Step:
         variables = self._model.trainable_weights
         present = [index for index, gradient in enumerate(gradients) if gradient is not None]
         statistics = weights.averaged([variable.value for variable in moved])
-        summed = self._share.summed([*(gradients[index] for index in present), *statistics])
-        for variable, value in zip(moved, summed[len(present) :], strict=True):
-            variable.assign(value)
-        reduced = list(gradients)
-        for index, gradient in zip(present, summed, strict=False):
-            reduced[index] = gradient
+        summed = self._share.summed(
+            [*(gradients[index] for index in present), *statistics],
+            [*(variables[index].shape for index in present), *(variable.shape for variable in moved)],
+        )
+        reduced = dict(zip(present, summed, strict=False))
+        for variable, mean in zip(moved, summed[len(present) :], strict=True):
+            variable.assign(mean)
         if variables:
             with self._backend.updating():
-                self._model.optimizer.apply_gradients(zip(reduced, variables, strict=True))
+                self._model.optimizer.apply_gradients(
+                    [(reduced.get(index), variable) for index, variable in enumerate(variables)]
+                )
 
     def _metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any) -> dict:
         return self._share.kept(

@@ -1,0 +1,320 @@
+"""The run configuration: what `distfit train CONFIG.yaml key=value ...` reads, typed and frozen.
+
+    config = load("configs/digits.yaml", ["epochs=2", "optimizer.learning_rate=0.01"])
+    config.batch_size, config.optimizer.name
+    save(config, "runs/digits/config.yaml")
+
+Every field says in one sentence what it means; an error about it repeats that sentence. An unknown key, a
+key given twice and a value of another type are refused, nothing is guessed. No TensorFlow.
+"""
+
+import difflib
+import operator
+import os
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from distfit.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+# YAML has lists where a frozen configuration has tuples; what is in them stays strict.
+Size = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class _Section(BaseModel):
+    """Strict, so that `epochs: "3"` and `epochs: true` are errors and not guesses."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Image(_Section):
+    """How a stored image becomes the model's input."""
+
+    size: Size | None = Field(
+        default=None, description="[height, width] to resize images to; null keeps them as stored"
+    )
+    channels: Literal[1, 3] = Field(default=1, description="1 for gray images, 3 for colour")
+    standardise: bool = Field(
+        default=False,
+        description="whether each image is shifted and scaled to mean 0 and variance 1 instead of to 0..1",
+    )
+
+
+class Data(_Section):
+    """Which records are trained on."""
+
+    path: str = Field(
+        description="the folder with TFRecord shards and dataset.json; relative to the current folder"
+    )
+    train: str = Field(default="train", description="the split of the data set to train on")
+    validation: str | None = Field(
+        default="validation", description="the split to validate on after every epoch; null for none"
+    )
+    image: Image = Field(default=Image(), description="how a stored image becomes the model's input")
+
+
+class Optimizer(_Section):
+    """The Keras optimizer."""
+
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad", "nadam", "lamb", "lion"] = Field(
+        default="adam", description="which of Keras' optimizers updates the weights"
+    )
+    learning_rate: float = Field(
+        default=0.001,
+        gt=0,
+        description="the size of the first updates, for the global batch; nothing scales it",
+    )
+    schedule: Literal["cosine"] | None = Field(
+        default=None, description="cosine lowers the learning rate to zero over the whole run; null keeps it"
+    )
+    momentum: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="the share of the last update that is kept, for sgd and rmsprop; null is Keras' default",
+    )
+    clipnorm: float | None = Field(
+        default=None, gt=0, description="the largest norm of each variable's gradient; null for any"
+    )
+    global_clipnorm: float | None = Field(
+        default=None, gt=0, description="the largest norm of all gradients together; null for any"
+    )
+
+
+class RunConfig(_Section):
+    """One training run."""
+
+    data: Data = Field(description="which records are trained on")
+    model: str = Field(
+        default="distfit.models:digits_cnn",
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="package.module:function from input_shape and classes to an uncompiled model",
+    )
+    model_options: dict[str, Any] = Field(
+        default={}, description="further arguments of the model's function, by name"
+    )
+    optimizer: Optimizer = Field(default=Optimizer(), description="the Keras optimizer")
+    loss: str = Field(
+        default="sparse_categorical_crossentropy",
+        min_length=1,
+        description="Keras' name of the loss or package.module:function; cross-entropy is from logits",
+    )
+    metrics: Names = Field(
+        default=("accuracy",), description="Keras' names of the metrics, as in model.compile"
+    )
+    batch_size: Positive = Field(default=32, description="the records of one step over all replicas")
+    epochs: Positive = Field(default=10, description="how often every record is trained on")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="decides the first weights, the order of records and all random layers",
+    )
+    strategy: str = Field(
+        default="auto", description="auto, or the engine that runs the replicas: single, mirrored, horovod"
+    )
+    devices: Positive | None = Field(
+        default=None,
+        description="devices of each process, logical CPUs where there are no GPUs; null takes what is there",
+    )
+    dtype: Literal["float32", "float64", "mixed_bfloat16"] = Field(
+        default="float32", description="the type that layers compute in: Keras' dtype policy"
+    )
+    run_dir: str = Field(
+        default="runs/default",
+        min_length=1,
+        description="the folder for logs, checkpoints and results; relative to the current folder",
+    )
+    verbose: Literal["auto", 0, 1, 2] = Field(
+        default="auto",
+        description="0 is silent, 1 a progress line, 2 a line an epoch; auto lets distfit choose",
+    )
+    stall_limit_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="how many seconds a step may wait for another rank before the run ends",
+    )
+
+
+def load(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """The configuration in a YAML file, with fields replaced from the command line.
+
+    Args:
+        path: of the YAML file.
+        overrides: `key=value` each: a dotted field, and a value in YAML (`devices=null`,
+            `data.image.size=[28, 28]`). Later ones win.
+
+    Raises:
+        InputError: the file cannot be read or is no YAML, an override is no `key=value`, a key is unknown, or
+            a value is of the wrong type or out of its range.
+    """
+    path = os.fspath(path)
+    fields = _read(path)
+    sources = {_override(fields, text): f"the override {text!r}" for text in overrides}
+    try:
+        return RunConfig.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise InputError(_explain(error, path, sources)) from error
+
+
+def save(config: RunConfig, path: str | os.PathLike, header: str = "") -> None:
+    """Writes the resolved configuration as YAML, whole or not at all; `load` reads it back.
+
+    Args:
+        config: what to write, every field named.
+        path: of the file; its folder is there.
+        header: lines for a comment at the top.
+    """
+    from distfit.data.records import whole_file
+
+    comment = "".join(f"# {line}\n" for line in header.splitlines())
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with whole_file(path) as file:
+        file.write((comment + text).encode())
+
+
+def descriptions(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every field with its dotted name and its meaning, in order.
+
+    >>> dict(descriptions())["optimizer.schedule"]
+    'cosine lowers the learning rate to zero over the whole run; null keeps it'
+    """
+    for name, field in section.model_fields.items():
+        yield prefix + name, str(field.description)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from descriptions(field.annotation, f"{prefix}{name}.")
+
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-3` is a number, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag not in _KEY_TAGS:
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} a second time", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, wants a dot before an exponent: it takes 1e-3 for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            fields = yaml.load(file, _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"Expected a configuration in YAML at {path!r}, received: {reason}. Correct the path; an example "
+            "is configs/digits.yaml."
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"Expected YAML in {path!r}, received {_problem(error)}. Correct that line."
+        ) from error
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"Expected a configuration of `field: value` lines in {path!r}, received {_shown(fields)}. "
+            "An example is configs/digits.yaml."
+        )
+    return fields
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What YAML met and where, without its picture of the line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
+def _override(fields: dict, text: str) -> tuple[str, ...]:
+    """Puts one `a.b=value` into nested mappings; returns where."""
+    key, equals, value = text.partition("=")
+    names = tuple(key.strip().split("."))
+    if not equals or not all(names):
+        raise InputError(
+            f"Expected overrides such as epochs=5 or optimizer.learning_rate=0.01, received {text!r}. "
+            "Write the field's dotted name, an equals sign and a value, without spaces or in quotes."
+        )
+    *parents, name = names
+    for parent in parents:
+        if not isinstance(fields.get(parent), dict):
+            fields[parent] = {}
+        fields = fields[parent]
+    try:
+        fields[name] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"Expected a value in YAML after {key}=, received {value!r}, {_problem(error)}. "
+            "Put a text with special characters into quotes."
+        ) from error
+    return names
+
+
+def _explain(error: pydantic.ValidationError, path: str, sources: dict[tuple[str, ...], str]) -> str:
+    # The first only, and an unknown key before a missing one: a misspelt field is both.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    where = tuple(str(part) for part in first["loc"])
+    # An override may lie below what is wrong (`seed.x=1`) or above it (`metrics=[1]`).
+    mine = (said for key, said in sources.items() if all(map(operator.eq, key, where)))
+    source = next(mine, path)
+    if first["type"] == "extra_forbidden":
+        return _unknown(where, source)
+    meanings = dict(descriptions())
+    # An error inside a list ends with a position, which is no field's name.
+    field = next(name for n in range(len(where), 0, -1) if (name := ".".join(where[:n])) in meanings)
+    if first["type"] == "missing" and field == ".".join(where):
+        return f"Expected the field {field!r} in {source}, received none. Its meaning: {meanings[field]}."
+    return (
+        f"Expected {field} in {source} to be {_expected(first)}, received {_shown(first['input'])}. "
+        f"Its meaning: {meanings[field]}."
+    )
+
+
+def _unknown(where: tuple[str, ...], source: str) -> str:
+    key, prefix = ".".join(where), "".join(f"{name}." for name in where[:-1])
+    meanings = dict(descriptions())
+    siblings = [name.removeprefix(prefix) for name in meanings if name.rpartition(".")[0] == prefix[:-1]]
+    near = [prefix + name for name in difflib.get_close_matches(where[-1], siblings, n=1)]
+    # `learning_rate` at the top is right but for its place.
+    near += [name for name in meanings if name.rpartition(".")[2] == where[-1]]
+    if near:
+        return f"unknown key {key!r} in {source}: did you mean {near[0]!r}? ({meanings[near[0]]})"
+    return f"unknown key {key!r} in {source}: known are {', '.join(prefix + name for name in siblings)}."
+
+
+def _expected(error: Any) -> str:
+    """Pydantic's sentence, in YAML's words where it speaks of Python's."""
+    kind = error["type"]
+    if kind in ("model_type", "dict_type"):
+        return "a group of `field: value` lines"
+    if kind == "string_pattern_mismatch":
+        return "of the form package.module:function"
+    if kind == "tuple_type":
+        return "a list"
+    if kind in ("missing", "too_long"):
+        return "a list of two"
+    return error["msg"].removeprefix("Input should be ")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
