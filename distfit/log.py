@@ -6,13 +6,20 @@ asking who it is.
 
 import logging
 import sys
+import warnings
 
 _logger = logging.getLogger("distfit")
 _said: set[str] = set()
 
 
 def speak_as(chief: bool) -> None:
-    """The chief prints to standard error from INFO upwards; every other process is silent."""
+    """The chief prints to standard error from INFO upwards; every other process is silent.
+
+    Python's warnings of other libraries (Keras says that data ran out, say) are the same on every rank and
+    are silenced on all but the chief as well.
+    """
+    if not chief:
+        warnings.simplefilter("ignore")
     _logger.handlers.clear()
     _logger.propagate = False
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if chief else logging.NullHandler()

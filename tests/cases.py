@@ -1,8 +1,9 @@
 """Trainings that every engine must end with the same numbers, and the program that runs them on one.
 
-`python -m tests.cases OUT ENGINE[:DEVICES]...` runs every case on each engine named and writes
-`OUT/ENGINE-DEVICES.npz`: for each case its final weights, its history and what evaluate and predict say.
-"keras" is keras.Model.fit itself. Under a launcher, the chief writes. Everything is float64, so that what
+`python -m tests.cases OUT CASE,CASE... ENGINE[:DEVICES]...` runs these cases and every check of
+`tests.conformance` on each engine named and writes `OUT/ENGINE-DEVICES.npz`: for each case its final weights, its history and what
+evaluate and predict say. "keras" is keras.Model.fit itself. Under a launcher, the chief writes. OUT/digits
+holds the record files. Everything is float64, so that what
 remains of a difference is a mistake and not rounding.
 """
 
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 import distfit
 from distfit.session import init
+from tests.conformance import CHECKS
 from tests.ranks import show_stacks_when_asked
 
 EPOCHS = 3
@@ -36,8 +38,9 @@ Result = dict[str, Any]
 class Engine:
     """fit, evaluate and predict on one engine, and a look at the replicas when a training ends."""
 
-    def __init__(self, name: str, devices: int | None) -> None:
+    def __init__(self, name: str, devices: int | None, records: Path) -> None:
         self.name = name
+        self.records = records
         self.options = {} if name == "keras" else {"strategy": name, "devices": devices}
 
     def fit(self, model: Any, *data: Any, **arguments: Any) -> Result:
@@ -262,6 +265,66 @@ def steps_per_epoch(engine: Engine) -> Result:
     return engine.fit(classifier(_sgd()), data, batch_size=None, steps_per_epoch=4)
 
 
+def records_in_files(engine: Engine) -> Result:
+    """The order of records depends on the seed alone; a builder function; validation by records."""
+    if engine.name == "keras":
+        return {}
+
+    def build() -> keras.Model:
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(16, "tanh"), keras.layers.Dense(10)])
+        model.compile(_sgd(), SPARSE(from_logits=True), metrics=["accuracy"])
+        return model
+
+    def records(split: str) -> distfit.TFRecords:
+        return distfit.TFRecords(engine.records / f"{split}-*", FEATURES, _pixels)
+
+    return engine.fit(build, records("train"), validation_data=records("validation"), batch_size=100, shuffle=True, seed=4)
+
+
+FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+
+
+def _pixels(example: dict) -> tuple:
+    image = tf.io.decode_png(example["image"], channels=1)
+    return tf.cast(tf.reshape(image, [64]), tf.float64) / 255, example["label"]
+
+
+def data_sharded_by_the_script(engine: Engine) -> Result:
+    """Each process brings its part of the same global batches; the rows of a batch come in another order."""
+    batches = tf.data.Dataset.from_tensor_slices((X, LABEL)).batch(32)
+
+    def own_part(context: distfit.InputContext) -> tf.data.Dataset:
+        return batches.map(lambda x, y: (x[context.rank :: context.size], y[context.rank :: context.size]))
+
+    data = batches if engine.name == "keras" else distfit.local(own_part)
+    return engine.fit(classifier(_sgd()), data, batch_size=None)
+
+
+def moving_means(engine: Engine) -> Result:
+    """The moving mean of what goes into the first layer is linear in the rows, so the same for any replicas."""
+    keras.utils.set_random_seed(1)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dropout(0.3), keras.layers.Dense(CLASSES)])
+    model.compile(_sgd(), SPARSE(from_logits=True))
+    engine.fit(model, X, LABEL)
+    return {"moving_mean": norm.moving_mean.numpy()}
+
+
+def the_same_bits_again(engine: Engine) -> Result:
+    """An engine repeats itself exactly, random layers included."""
+
+    def train() -> np.ndarray:
+        keras.utils.set_random_seed(1)
+        x = keras.Input((4,))
+        h = keras.layers.BatchNormalization()(keras.layers.Dropout(0.3)(keras.layers.Dense(32, "relu")(x)))
+        model = keras.Model(x, keras.layers.Dense(CLASSES)(h))
+        model.compile(_adam(), SPARSE(from_logits=True))
+        return engine.fit(model, X, LABEL, shuffle=True)["weights"]
+
+    first, second = train(), train()
+    return {"repeats": np.array(first.tobytes() == second.tobytes())}
+
+
 CASES: dict[str, Callable[[Engine], Result]] = {
     case.__name__: case
     for case in (
@@ -286,21 +349,31 @@ CASES: dict[str, Callable[[Engine], Result]] = {
         a_global_dataset,
         a_dataset_of_unknown_length,
         steps_per_epoch,
+        records_in_files,
+        data_sharded_by_the_script,
+        moving_means,
+        the_same_bits_again,
     )
 }
 
 
-def main(out: str, *engines: str) -> None:
+def main(out: str, cases: str, *engines: str) -> None:
     show_stacks_when_asked()
     keras.backend.set_floatx("float64")
-    for number, text in enumerate(engines):
+    if "mirrored:3" in engines:
+        init("mirrored", 3)  # the most devices first: logical ones can only be made before TensorFlow starts
+    for text in engines:
         name, _, devices = text.partition(":")
-        engine = Engine(name, int(devices) if devices else None)
-        if number == 0:
-            # The most devices first: logical ones can only be made before TensorFlow starts.
-            init("mirrored", 3) if "mirrored:3" in engines else init(name) if name != "keras" else None
-        results = {f"{case}//{key}": value for case, run in CASES.items() for key, value in run(engine).items()}
-        if name == "keras" or init(**engine.options).is_chief:
+        engine = Engine(name, int(devices) if devices else None, Path(out) / "digits")
+        results = {
+            f"{case}//{key}": value for case in cases.split(",") for key, value in CASES[case](engine).items()
+        }
+        session = None if name == "keras" else init(**engine.options)
+        if session is not None:
+            for check, run_check in CHECKS.items():
+                run_check(session)
+                results[f"{check}//passed"] = np.array(True)
+        if session is None or session.is_chief:
             np.savez(Path(out) / f"{text.replace(':', '-')}.npz", **results)
 
 
