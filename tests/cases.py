@@ -238,8 +238,10 @@ def frozen_and_unused_layers(engine: Engine) -> Result:
 
 def shuffled_arrays_with_validation(engine: Engine) -> Result:
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.02, restore_best_weights=True)
-    model = classifier(_sgd())
-    return engine.fit(model, X, LABEL, shuffle=True, epochs=8, validation_split=0.3, callbacks=[stop])
+    slower = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.8 * rate)
+    return engine.fit(
+        classifier(_sgd()), X, LABEL, shuffle=True, epochs=8, validation_split=0.3, callbacks=[stop, slower]
+    )
 
 
 def a_global_dataset(engine: Engine) -> Result:

@@ -40,14 +40,14 @@ def announce(
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-        notes=unequal(model) if session.num_replicas > 1 else [],
+        notes=unequal(model, session.backend.supports_jit) if session.num_replicas > 1 else [],
     )
     if verbose != 0:
         say(start_block(facts))
 
 
-def unequal(model: keras.Model) -> list[str]:
-    """What several replicas cannot compute as one device would, a sentence each."""
+def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
+    """What several replicas do otherwise than one device would, a sentence each."""
     notes = []
     layers = model._flatten_layers(include_self=False)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers):
@@ -56,4 +56,6 @@ def unequal(model: keras.Model) -> list[str]:
         notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
     if overrides(model, "compute_loss"):
         notes.append("The model's own compute_loss counts as a mean over rows.")
+    if model.jit_compile and not supports_jit:
+        notes.append("jit_compile is off: the step contains collectives, which XLA cannot compile.")
     return notes

@@ -34,6 +34,7 @@ def make_progress(
     verbose: int | str = "auto",
     validation_steps: int | None = None,
     stream: TextIO | None = None,
+    live: bool = True,
 ) -> Any:
     """A `keras.callbacks.Callback` that shows how training, evaluation or prediction goes.
 
@@ -45,6 +46,8 @@ def make_progress(
         verbose: 0 shows nothing, 1 everything, 2 only the line that ends an epoch; "auto" is 1.
         validation_steps: steps of one validation; None when unknown.
         stream: where to write; standard output by default, as Keras does.
+        live: redraw one line where `stream` is a terminal. False where one cannot tell: mpirun gives its ranks
+            a terminal of their own, whose other end may be a file.
 
     Raises:
         InputError: `verbose` is something else.
@@ -52,7 +55,7 @@ def make_progress(
     import keras
 
     pace = Pace(global_batch, records, steps)
-    board = Board(pace, epochs, _checked(verbose), validation_steps, stream or sys.stdout)
+    board = Board(pace, epochs, _checked(verbose), validation_steps, stream or sys.stdout, live)
 
     class Progress(keras.callbacks.Callback):
         """Passes Keras' events on to a `Board`."""
@@ -195,14 +198,21 @@ class Board:
         verbose: 0, 1 or 2, see `make_progress`.
         validation_steps: steps of one validation; None when unknown.
         stream: a terminal gets one line that is redrawn, anything else plain lines.
+        live: False treats a terminal like anything else.
     """
 
     def __init__(
-        self, pace: Pace, epochs: int, verbose: int, validation_steps: int | None, stream: TextIO
+        self,
+        pace: Pace,
+        epochs: int,
+        verbose: int,
+        validation_steps: int | None,
+        stream: TextIO,
+        live: bool = True,
     ) -> None:
         self._pace, self._epochs, self._verbose = pace, epochs, verbose
         self._validation_steps = validation_steps
-        self._terminal = stream.isatty() and verbose == 1
+        self._terminal = live and stream.isatty() and verbose == 1
         self._paper = _Terminal(stream) if self._terminal else _Plain(stream)
         self._interval_s = _REDRAW_S if self._terminal else _PLAIN_LINE_S
         self._lock = threading.Lock()
