@@ -29,9 +29,7 @@ def main(runs: list[Path]) -> int:
         print(f"{name:<16}" + "".join(f"{end[name]:>16.8f}" for end in ends))
     losses = [name for name in names if name.endswith("loss")]
     differing = [
-        name
-        for name in losses
-        if not all(math.isclose(end[name], ends[0][name], rel_tol=TOLERANCE) for end in ends)
+        name for name in losses if not all(math.isclose(end[name], ends[0][name], rel_tol=TOLERANCE) for end in ends)
     ]
     if differing or not losses:
         print(f"Expected the same losses to {TOLERANCE:g}; these differ: {differing or 'none were recorded'}")

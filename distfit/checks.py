@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import numbers
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +33,23 @@ def keras_model(model: Any) -> keras.Model:
             "Expected a Keras 3 model, received one of the legacy tf_keras. Build it with `import keras` (3.15 or "
             "later) and unset TF_USE_LEGACY_KERAS."
         )
-    built = model() if callable(model) and not isinstance(model, keras.Model) else model
+    built = model() if _is_builder(model) else model
     if not isinstance(built, keras.Model):
         raise InputError(
-            f"Expected a keras.Model, or a function without arguments that returns one, received {type(built).__name__}."
+            "Expected a keras.Model, or a function without arguments that returns one, received "
+            f"{_described(model)}{'' if built is model else f', which returns {_described(built)}'}."
         )
     return built
 
 
-def compiled_model(model: Any) -> keras.Model:
-    """As `keras_model`, and compiled.
+def compiled_model(model: Any, step: str, replicas: int) -> keras.Model:
+    """As `keras_model`, and compiled for a step that so many replicas can share.
+
+    Args:
+        step: the model's method that will be asked for, "train_step" or "test_step".
 
     Raises:
-        InputError: it is not compiled, or with steps_per_execution.
+        InputError: it is not compiled, or in a way that cannot be run.
     """
     model = keras_model(model)
     if not model.compiled:
@@ -55,30 +62,34 @@ def compiled_model(model: Any) -> keras.Model:
             f"Expected a model compiled with steps_per_execution=1, received {model.steps_per_execution}: distfit does "
             "not run several steps in one call yet. Leave it out of model.compile."
         )
+    if overrides(model, step) and replicas > 1:
+        raise InputError(
+            f"{type(model).__name__} overrides {step}, which distfit can run with one replica only so far, and this "
+            f"job has {replicas}. Override compute_loss or compute_metrics instead, or train with one replica."
+        )
     return model
 
 
-def shareable(model: keras.Model, method: str, replicas: int) -> None:
-    """Refuse a model whose own `train_step` or `test_step` several replicas cannot share yet.
+def arguments(verbose: Any, **given: Any) -> None:
+    """The numbers of keras.Model.fit's signature, by name.
 
     Raises:
-        InputError: it overrides `method` and there are several replicas.
+        InputError: one that keras.Model.fit does not take either.
     """
-    if overrides(model, method) and replicas > 1:
+    if verbose not in (0, 1, 2, "auto"):
+        raise InputError(f"Expected verbose to be 0, 1, 2 or 'auto', received {verbose!r}.")
+    for name in ("epochs", "initial_epoch"):
+        _whole(name, given.get(name, 0), 0)
+    for name in ("steps", "steps_per_epoch", "validation_steps"):
+        _whole(name, 1 if given.get(name) is None else given[name], 1)
+    freq, split = given.get("validation_freq", 1), given.get("validation_split", 0)
+    if not isinstance(freq, Collection) or isinstance(freq, str):
+        _whole("validation_freq", freq, 1)
+    if split is not None and (not isinstance(split, numbers.Real) or not 0 <= float(split) < 1):
         raise InputError(
-            f"{type(model).__name__} overrides {method}, which distfit can run with one replica only so far, and this "
-            f"job has {replicas}. Override compute_loss or compute_metrics instead, or train with one replica."
+            f"Expected validation_split to be a fraction from 0 to below 1, received {split!r}. Pass the "
+            "share of the rows that validates, such as 0.1."
         )
-
-
-def epochs(epochs: Any, initial_epoch: Any) -> None:
-    """
-    Raises:
-        InputError: either is no whole number of at least 0.
-    """
-    for name, value in (("epochs", epochs), ("initial_epoch", initial_epoch)):
-        if not isinstance(value, int) or value < 0:
-            raise InputError(f"Expected {name} to be a whole number of at least 0, received {value!r}.")
 
 
 def writable(*folders: str | os.PathLike | None) -> None:
@@ -89,6 +100,8 @@ def writable(*folders: str | os.PathLike | None) -> None:
     """
     for folder in folders:
         if folder is not None:
+            if not isinstance(folder, (str, os.PathLike)):
+                raise InputError(f"Expected the path of a folder to write to, received {folder!r}.")
             _try_to_write(Path(folder))
 
 
@@ -111,6 +124,47 @@ def labels(model: keras.Model, y: Any) -> None:
             f"Expected labels from 0 to {classes - 1}, one for each output of {type(model).__name__}, received labels "
             f"from {lowest} to {highest} (row {row}). Correct the labels or the number of outputs."
         )
+
+
+def targets(model: keras.Model, data_spec: Any) -> None:
+    """Refuse data without targets for a model that computes its loss from them.
+
+    Args:
+        data_spec: tf.TypeSpecs of the data, packed as Keras packs them.
+
+    Raises:
+        InputError: y is missing.
+    """
+    own = any(overrides(model, method) for method in ("compute_loss", "train_step", "test_step"))
+    y = data_spec[1] if isinstance(data_spec, tuple) and len(data_spec) > 1 else None
+    if model.loss is not None and y is None and not own:
+        raise InputError(
+            f"Expected targets y for {type(model).__name__}, which was compiled with a loss, received data "
+            "without them. Pass y, or data of (x, y)."
+        )
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise InputError(f"Expected {name} to be a whole number of at least {least}, received {value!r}.")
+
+
+def _is_builder(model: Any) -> bool:
+    """Whether it is to be called for a model: not a layer, which is callable too, and takes no arguments."""
+    if isinstance(model, keras.layers.Layer) or not callable(model):
+        return False
+    try:
+        inspect.signature(model).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _described(model: Any) -> str:
+    """A value's type, or a function's name with its parameters."""
+    if inspect.isfunction(model):
+        return f"{model.__name__}{inspect.signature(model)}"
+    return type(model).__name__
 
 
 def _is_legacy(model: Any) -> bool:

@@ -55,12 +55,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    help="Build data sets of TFRecord shards.", no_args_is_help=True, rich_markup_mode=None
-)
-horovod_app = typer.Typer(
-    help="Horovod, for jobs of several ranks.", no_args_is_help=True, rich_markup_mode=None
-)
+data_app = typer.Typer(help="Build data sets of TFRecord shards.", no_args_is_help=True, rich_markup_mode=None)
+horovod_app = typer.Typer(help="Horovod, for jobs of several ranks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(horovod_app, name="horovod")
 

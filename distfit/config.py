@@ -49,9 +49,7 @@ class Image(_Section):
 class Data(_Section):
     """Which records are trained on."""
 
-    path: str = Field(
-        description="the folder with TFRecord shards and dataset.json; relative to the current folder"
-    )
+    path: str = Field(description="the folder with TFRecord shards and dataset.json; relative to the current folder")
     train: str = Field(default="train", description="the split of the data set to train on")
     validation: str | None = Field(
         default="validation", description="the split to validate on after every epoch; null for none"
@@ -96,18 +94,14 @@ class RunConfig(_Section):
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="package.module:function from input_shape and classes to an uncompiled model",
     )
-    model_options: dict[str, Any] = Field(
-        default={}, description="further arguments of the model's function, by name"
-    )
+    model_options: dict[str, Any] = Field(default={}, description="further arguments of the model's function, by name")
     optimizer: Optimizer = Field(default=Optimizer(), description="the Keras optimizer")
     loss: str = Field(
         default="sparse_categorical_crossentropy",
         min_length=1,
         description="Keras' name of the loss or package.module:function; cross-entropy is from logits",
     )
-    metrics: Names = Field(
-        default=("accuracy",), description="Keras' names of the metrics, as in model.compile"
-    )
+    metrics: Names = Field(default=("accuracy",), description="Keras' names of the metrics, as in model.compile")
     batch_size: Positive = Field(default=32, description="the records of one step over all replicas")
     epochs: Positive = Field(default=10, description="how often every record is trained on")
     seed: int = Field(
@@ -227,9 +221,7 @@ def _read(path: str) -> dict:
             "is configs/digits.yaml."
         ) from error
     except yaml.YAMLError as error:
-        raise InputError(
-            f"Expected YAML in {path!r}, received {_problem(error)}. Correct that line."
-        ) from error
+        raise InputError(f"Expected YAML in {path!r}, received {_problem(error)}. Correct that line.") from error
     if not isinstance(fields, dict):
         raise InputError(
             f"Expected a configuration of `field: value` lines in {path!r}, received {_shown(fields)}. "

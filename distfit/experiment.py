@@ -133,9 +133,7 @@ def _image_shape(config: RunConfig, data: Description) -> tuple[int, int, int]:
     if image.size is not None:
         return (*image.size, image.channels)
     if not split.records:
-        raise InputError(
-            f"Expected records in the split {config.data.train!r} of {data.folder!r}, received none."
-        )
+        raise InputError(f"Expected records in the split {config.data.train!r} of {data.folder!r}, received none.")
     files = data.files(config.data.train)
     first = next(file for file, shard in zip(files, split.shards, strict=True) if shard.records)
     try:
@@ -186,9 +184,7 @@ def _named(field: str, path: str) -> Any:
             "the name, or start in the folder where the module lies."
         ) from error
     if not callable(getattr(module, name, None)):
-        known = [
-            known for known, value in vars(module).items() if callable(value) and not known.startswith("_")
-        ]
+        known = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise InputError(
             f"Expected {field} to name a function of {module_name}, received {name!r}; {nearest(name, known)}"
         )
@@ -275,8 +271,6 @@ def _saves_config(session: Session, config: RunConfig, path: Path) -> list[keras
 
 def _save_history(history: keras.callbacks.History, path: Path) -> None:
     values = {name: [float(value) for value in by_epoch] for name, by_epoch in history.history.items()}
-    text = json.dumps(
-        {"history": values, "final": {name: each[-1] for name, each in values.items()}}, indent=2
-    )
+    text = json.dumps({"history": values, "final": {name: each[-1] for name, each in values.items()}}, indent=2)
     with whole_file(path) as file:
         file.write(f"{text}\n".encode())

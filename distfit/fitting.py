@@ -10,28 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
-import numpy as np
-from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
-from distfit import checks
+from distfit import checks, prepare
+from distfit.data.sources import Request
 from distfit.monitor.announce import announce
-from distfit.callbacks.policy import callbacks_of_rank
-from distfit.callbacks.saver import ModelSaver
-from distfit.data.feed import Feed
-from distfit.data.index import Index
-from distfit.data.sources import Request, source_of
-from distfit.data.tfrecords import TFRecords
-from distfit.log import say
-from distfit.monitor.progress import make_progress
 from distfit.seeds import settle_seed
-from distfit.session import STALL_LIMIT_S, Session, init
-from distfit.training.loop import Loop, Validation
+from distfit.session import STALL_LIMIT_S, init
+from distfit.training.loop import Loop
 
-ModelOrBuilder = keras.Model | Callable[[], keras.Model]
+ModelOrBuilder: TypeAlias = keras.Model | Callable[[], keras.Model]
 
 
 def fit(
@@ -96,36 +86,34 @@ def fit(
     2
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
+    steps = {
+        "epochs": epochs,
+        "initial_epoch": initial_epoch,
+        "steps_per_epoch": steps_per_epoch,
+        "validation_split": validation_split,
+        "validation_freq": validation_freq,
+        "validation_steps": validation_steps,
+    }
     with session.running("training"):
+        kinds = {"x": type(x).__name__, "validation_data": type(validation_data).__name__}
+        rows = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
+        session.same("fit", **kinds, **rows, **steps, shuffle=shuffle, seed=seed)
+        session.agree(lambda: checks.arguments(verbose, **steps))
         seed = settle_seed(session, seed)
-        model = session.agree(lambda: checks.compiled_model(model))
-        own_callbacks = session.agree(lambda: callbacks_of_rank(callbacks, session.is_chief))
-        session.agree(lambda: checks.epochs(epochs, initial_epoch))
+        model = session.agree(lambda: checks.compiled_model(model, "train_step", session.num_replicas))
         session.from_chief(lambda: checks.writable(log_dir, checkpoint))
-        (x, y, sample_weight), validation_data = _split(x, y, sample_weight, validation_split, validation_data)
-        session.agree(lambda: checks.labels(model, y))
+        (x, y, sample_weight), validation_data = session.agree(
+            lambda: prepare.split((x, y, sample_weight), validation_split, validation_data)
+        )
         request = Request(y, sample_weight, class_weight, batch_size, steps_per_epoch, shuffle, seed)
-        train = _feed(session, x, request)
-        validation = None
-        if validation_data is not None:
-            valid_x, valid_y, valid_weight = unpack_x_y_sample_weight(validation_data)
-            session.agree(lambda: checks.labels(model, valid_y))
-            rows = validation_batch_size or batch_size
-            request = Request(valid_y, valid_weight, batch_size=rows, steps=validation_steps)
-            validation = Validation(_feed(session, valid_x, request), validation_freq)
-        with _adopted(session, model, train):
-            loop = Loop(model, session)
-            session.agree(lambda: checks.shareable(model, "train_step", session.num_replicas))
+        train = prepare.feed(session, model, x, request)
+        request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
+        validation = prepare.validation(session, model, validation_data, request, validation_freq)
+        with session.backend.adopted(model, train.data_spec):
             announce(session, model, train, seed, log_dir, checkpoint, verbose)
-            every_callback = keras.callbacks.CallbackList(
-                [*own_callbacks, *_publishers(session, log_dir, checkpoint), *_speakers(session, train, epochs, verbose)],
-                add_history=True,
-                model=model,
-                verbose=0 if verbose == 0 else 1,
-                epochs=epochs,
-                steps=train.num_batches,
-            )
-            return loop.fit(train, every_callback, epochs, initial_epoch, validation)
+            own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
+            with prepare.listening(session, model, own, train, epochs, verbose) as listening:
+                return Loop(model, session).fit(train, listening, epochs, initial_epoch, validation)
 
 
 def evaluate(
@@ -147,7 +135,7 @@ def evaluate(
 
     Args:
         model, x, y, batch_size, sample_weight: as in `fit`.
-        verbose: 0 says nothing; otherwise the chief prints one line with the results.
+        verbose: 0 says nothing; otherwise the chief shows progress and the results.
         steps, callbacks, return_dict: as in keras.Model.evaluate.
         strategy, devices, stall_limit_s: see `distfit.init`.
 
@@ -158,18 +146,17 @@ def evaluate(
         InputError: as in `fit`.
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
-    with session.running("evaluation"):
-        model = session.agree(lambda: checks.compiled_model(model))
-        own_callbacks = session.agree(lambda: callbacks_of_rank(callbacks, session.is_chief))
-        session.agree(lambda: checks.labels(model, y))
-        feed = _feed(session, x, Request(y, sample_weight, batch_size=batch_size, steps=steps))
-        with _adopted(session, model, feed):
-            loop = Loop(model, session)
-            session.agree(lambda: checks.shareable(model, "test_step", session.num_replicas))
-            listening = keras.callbacks.CallbackList(own_callbacks, model=model, epochs=1, steps=feed.num_batches)
-            results = loop.evaluate(feed, listening)
-        if verbose != 0:
-            say(" - ".join(f"{name}: {value:.4f}" for name, value in results.items()))
+    with session.running("evaluating"):
+        session.same("evaluate", x=type(x).__name__, batch_size=batch_size, steps=steps)
+        session.agree(lambda: checks.arguments(verbose, steps=steps))
+        model = session.agree(lambda: checks.compiled_model(model, "test_step", session.num_replicas))
+        feed = prepare.feed(session, model, x, Request(y, sample_weight, batch_size=batch_size, steps=steps))
+        own = session.agree(lambda: prepare.callbacks(session, callbacks))
+        with (
+            session.backend.adopted(model, feed.data_spec),
+            prepare.listening(session, model, own, feed, 1, verbose) as listening,
+        ):
+            results = Loop(model, session).evaluate(feed, listening)
         return results if return_dict else model._flatten_metrics_in_order(results)
 
 
@@ -190,7 +177,7 @@ def predict(
     Args:
         model: as in `fit`, but need not be compiled.
         x, batch_size: as in `fit`.
-        verbose: accepted for keras.Model.predict's sake; nothing is printed.
+        verbose: 0 says nothing; otherwise the chief shows progress.
         steps, callbacks: as in keras.Model.predict.
         strategy, devices, stall_limit_s: see `distfit.init`.
 
@@ -202,64 +189,15 @@ def predict(
         InputError: as in `fit`.
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
-    with session.running("prediction"):
+    with session.running("predicting"):
+        session.same("predict", x=type(x).__name__, batch_size=batch_size, steps=steps)
+        session.agree(lambda: checks.arguments(verbose, steps=steps))
         model = session.agree(lambda: checks.keras_model(model))
-        own_callbacks = session.agree(lambda: callbacks_of_rank(callbacks, session.is_chief))
-        feed = _feed(session, x, Request(batch_size=batch_size, steps=steps))
-        with _adopted(session, model, feed):
-            listening = keras.callbacks.CallbackList(own_callbacks, model=model, epochs=1, steps=feed.num_batches)
-            own = Loop(model, session).predict(feed, listening)
-        by_rank = [own] if feed.source.uneven else session.transport.gather(own)
-        return _in_order(by_rank)
-
-
-def _split(x: Any, y: Any, sample_weight: Any, fraction: float, validation_data: Any) -> tuple[tuple, Any]:
-    """Arrays cut as keras.Model.fit cuts them: the last `fraction` of the rows validates."""
-    if not fraction or validation_data is not None:
-        return (x, y, sample_weight), validation_data
-    from keras.src.trainers.data_adapters.array_slicing import train_validation_split
-
-    return train_validation_split((x, y, sample_weight), validation_split=fraction)
-
-
-def _feed(session: Session, x: Any, request: Request) -> Feed:
-    if isinstance(x, TFRecords):
-        # One process scans the files, whatever the number of ranks.
-        x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
-    source = session.agree(lambda: source_of(x, request, session.topology))
-    return Feed(source, session.topology, session.transport, request.steps)
-
-
-def _adopted(session: Session, model: keras.Model, feed: Feed) -> AbstractContextManager[None]:
-    return session.backend.adopted(model, feed.data_spec)
-
-
-def _publishers(session: Session, log_dir: Any, checkpoint: Any) -> list[keras.callbacks.Callback]:
-    """What leaves files behind: the chief's."""
-    if not session.is_chief:
-        return []
-    tensorboard = [] if log_dir is None else [keras.callbacks.TensorBoard(log_dir, write_graph=False)]
-    return [*tensorboard, *([] if checkpoint is None else [ModelSaver(checkpoint)])]
-
-
-def _speakers(session: Session, train: Feed, epochs: int, verbose: str | int) -> list[keras.callbacks.Callback]:
-    """What shows progress: the chief's."""
-    if not session.is_chief or verbose == 0:
-        return []
-    source = train.source
-    return [
-        make_progress(
-            global_batch=source.batch_size,
-            records=source.records,
-            steps=train.num_batches,
-            epochs=epochs,
-            verbose=verbose,
-        )
-    ]
-
-
-def _in_order(by_rank: list[list[list[Any]]]) -> Any:
-    """Outputs of [rank][step][local replica] as rows in the data's order."""
-    steps = max(len(outputs) for outputs in by_rank)
-    pieces = [piece for step in range(steps) for outputs in by_rank for piece in outputs[step]]
-    return keras.tree.map_structure(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *pieces)
+        feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
+        own = session.agree(lambda: prepare.callbacks(session, callbacks))
+        with (
+            session.backend.adopted(model, feed.data_spec),
+            prepare.listening(session, model, own, feed, 1, verbose) as listening,
+        ):
+            outputs = Loop(model, session).predict(feed, listening)
+        return prepare.in_order([outputs] if feed.source.uneven else session.transport.gather(outputs))

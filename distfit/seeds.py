@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import secrets
 from typing import TYPE_CHECKING
 
@@ -41,5 +42,5 @@ def settle_seed(session: Session, seed: int | None) -> int:
 
 
 def _check(seed: int) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"Expected seed to be a whole number from 0 to {2**32 - 1}, received {seed!r}.")

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import atexit
+import numbers
 import os
 import sys
 import time
@@ -22,7 +23,7 @@ from distfit import log
 from distfit.backends import STRATEGIES, choose
 from distfit.backends.base import Backend
 from distfit.backends.transport import Transport
-from distfit.errors import DistfitError, InputError, on_every_rank
+from distfit.errors import DistfitError, InputError, nearest, on_every_rank
 from distfit.topology import Topology, from_environment
 from distfit.watch import Watch
 
@@ -116,6 +117,29 @@ class Session:
             raise on_every_rank(kind(text))
         return value
 
+    def same(self, call: str, **arguments: Any) -> None:
+        """Refuse a call that ranks make differently: their collectives would pair up wrongly or wait for ever.
+
+        Args:
+            call: what is called, e.g. "fit".
+            arguments: what decides how many collectives follow; compared by their repr.
+
+        Raises:
+            InputError: ranks differ; on all of them.
+        """
+        own = {"call": f"distfit.{call}", **{name: repr(value) for name, value in arguments.items()}}
+        by_rank = self.transport.gather(own)
+        for name in by_rank[0]:
+            other = next((rank for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0][name]), 0)
+            if other:
+                raise on_every_rank(
+                    InputError(
+                        f"Expected every rank to make the same call, received {name} {by_rank[0][name]} on rank 0 "
+                        f"and {by_rank[other].get(name)} on rank {other} of {self.size}. Let all ranks run the same "
+                        "lines with the same arguments; only the chief writes and speaks anyway."
+                    )
+                )
+
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
         """Around everything that needs all ranks: what goes wrong on one ends all of them.
@@ -174,15 +198,19 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         InputError: the strategy is unknown, not installed or cannot serve this job, or its devices are not there.
     """
     global _current
-    asked = _overridden_by_environment(strategy, devices)
-    if _current is not None and asked in (_current.asked, ("auto", None)):
-        return _current
     topology = from_environment(os.environ)
-    log.speak_as(topology.is_chief)
     try:
+        asked = _overridden_by_environment(strategy, devices)
+        _check_limit(stall_limit_s)
+        if _current is not None and asked in (_current.asked, ("auto", None)):
+            return _current
+        log.speak_as(topology.is_chief)
         backend = choose(*asked, topology)
         backend.start()
     except DistfitError as error:
+        if _current is not None:
+            # The ranks know each other, and all of them asked for the same.
+            raise on_every_rank(error) from error.__cause__
         _refuse_on_one_rank(error, topology)
         raise
     _leave()
@@ -201,15 +229,25 @@ def _leave() -> None:
 
 def _overridden_by_environment(strategy: str, devices: int | None) -> tuple[str, int | None]:
     strategy = os.environ.get("DISTFIT_STRATEGY", strategy)
+    if "DISTFIT_STRATEGY" in os.environ and strategy not in STRATEGIES:
+        raise InputError(
+            "Expected the environment variable DISTFIT_STRATEGY to be one of "
+            f"{', '.join(STRATEGIES)}, received {strategy!r}; {nearest(strategy, list(STRATEGIES))}"
+        )
     text = os.environ.get("DISTFIT_DEVICES")
     if text is None:
         return strategy, devices
     if not text.isdigit() or int(text) < 1:
         raise InputError(
-            f"Expected the environment variable DISTFIT_DEVICES to be a whole number of at least 1, received {text!r}; "
-            f"DISTFIT_STRATEGY may be one of {', '.join(STRATEGIES)}."
+            "Expected the environment variable DISTFIT_DEVICES to be a whole number of at least 1, received "
+            f"{text!r}. Correct it or unset it."
         )
     return strategy, int(text)
+
+
+def _check_limit(stall_limit_s: float) -> None:
+    if not isinstance(stall_limit_s, numbers.Real) or not stall_limit_s > 0:
+        raise InputError(f"Expected stall_limit_s to be a number of seconds above 0, received {stall_limit_s!r}.")
 
 
 def _refuse_on_one_rank(error: DistfitError, topology: Topology) -> None:

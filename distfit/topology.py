@@ -17,7 +17,12 @@ from distfit.errors import InputError
 # (rank, size, local rank, local size) as the launchers name them, the most specific first. A batch
 # scheduler's allocation alone (SLURM_NTASKS without SLURM_STEP_ID) starts one process, so it is not here.
 _LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
     ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE"),
@@ -57,9 +62,7 @@ class Topology:
                     "Check the launcher's environment variables."
                 )
         if self.replicas_per_process < 1:
-            raise InputError(
-                f"Expected at least one replica in each process, received {self.replicas_per_process}."
-            )
+            raise InputError(f"Expected at least one replica in each process, received {self.replicas_per_process}.")
 
     @property
     def num_replicas(self) -> int:

@@ -1,10 +1,10 @@
 """Trainings that every engine must end with the same numbers, and the program that runs them on one.
 
 `python -m tests.cases OUT CASE,CASE... ENGINE[:DEVICES]...` runs these cases and every check of
-`tests.conformance` on each engine named and writes `OUT/ENGINE-DEVICES.npz`: for each case its final weights, its history and what
-evaluate and predict say. "keras" is keras.Model.fit itself. Under a launcher, the chief writes. OUT/digits
-holds the record files. Everything is float64, so that what
-remains of a difference is a mistake and not rounding.
+`tests.conformance` on each engine named and writes `OUT/ENGINE-DEVICES.npz`: for each case its final weights,
+its history and what evaluate and predict say. "keras" is keras.Model.fit itself. Under a launcher, the chief
+writes. OUT/digits holds the record files. Everything is float64, so that what remains of a difference is a
+mistake and not rounding.
 """
 
 from __future__ import annotations
@@ -54,14 +54,22 @@ class Engine:
         assert not any(isinstance(variable._value, tf.distribute.DistributedValues) for variable in trained.variables)
         logs = {f"history/{name}": np.array(values) for name, values in history.history.items()}
         weights = [np.ravel(weight) for weight in trained.get_weights()]
-        return {"weights": np.concatenate(weights), "updates": np.array(int(trained.optimizer.iterations)), **logs}
+        return {
+            "weights": np.concatenate(weights),
+            "updates": np.array(int(trained.optimizer.iterations)),
+            **logs,
+        }
 
     def evaluate(self, model: Any, *data: Any, **arguments: Any) -> Any:
-        call = model.evaluate if self.name == "keras" else lambda *a, **k: distfit.evaluate(model, *a, **k, **self.options)
+        call = (
+            model.evaluate if self.name == "keras" else lambda *a, **k: distfit.evaluate(model, *a, **k, **self.options)
+        )
         return call(*data, batch_size=32, verbose=0, **arguments)
 
     def predict(self, model: Any, data: Any) -> Any:
-        call = model.predict if self.name == "keras" else lambda *a, **k: distfit.predict(model, *a, **k, **self.options)
+        call = (
+            model.predict if self.name == "keras" else lambda *a, **k: distfit.predict(model, *a, **k, **self.options)
+        )
         return call(data, batch_size=32, verbose=0)
 
 
@@ -108,7 +116,10 @@ def masked(reduction: str) -> keras.Model:
     h = keras.layers.Embedding(9, 4, mask_zero=True)(tokens)
     h = keras.layers.SimpleRNN(5, return_sequences=True)(h)
     model = keras.Model(tokens, [keras.layers.Dense(CLASSES, name="a")(h), keras.layers.Dense(1, name="b")(h)])
-    model.compile("sgd", [SPARSE(from_logits=True, reduction=reduction), keras.losses.MeanSquaredError(reduction=reduction)])
+    model.compile(
+        "sgd",
+        [SPARSE(from_logits=True, reduction=reduction), keras.losses.MeanSquaredError(reduction=reduction)],
+    )
     return model
 
 
@@ -177,6 +188,26 @@ def weights_as_divisor(engine: Engine) -> Result:
     return engine.fit(classifier(_sgd(), loss), X, LABEL, sample_weight=WEIGHT)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Hits(keras.metrics.Metric):
+    """Keras' documented pattern of an own metric, whose result is the variable itself."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.hits = self.add_weight(name="hits", initializer="zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        right = keras.ops.equal(keras.ops.argmax(y_pred, -1), keras.ops.cast(y_true, "int64"))
+        self.hits.assign_add(keras.ops.sum(keras.ops.cast(right, self.dtype)))
+
+    def result(self) -> Any:
+        return self.hits
+
+
+def an_own_metric(engine: Engine) -> Result:
+    return engine.fit(classifier(_sgd(), metrics=[Hits(name="hits")]), X[:65], LABEL[:65])
+
+
 def class_weights(engine: Engine) -> Result:
     return engine.fit(classifier(_sgd()), X, LABEL, class_weight={0: 0.2, 1: 1.0, 2: 3.0})
 
@@ -186,14 +217,19 @@ def a_sum_of_losses(engine: Engine) -> Result:
 
 
 def several_outputs(engine: Engine) -> Result:
-    model = two_outputs(_sgd(), [SPARSE(from_logits=True), "mse"], loss_weights=[1.0, 0.3], metrics=[["accuracy"], ["mae"]])
+    model = two_outputs(
+        _sgd(), [SPARSE(from_logits=True), "mse"], loss_weights=[1.0, 0.3], metrics=[["accuracy"], ["mae"]]
+    )
     result = engine.fit(model, X, [LABEL, TARGET])
     first, second = engine.predict(model, X)
     return result | {"first": first, "second": second}
 
 
 def several_outputs_by_weight(engine: Engine) -> Result:
-    losses = [SPARSE(from_logits=True, reduction="mean_with_sample_weight"), keras.losses.MeanSquaredError(reduction="sum")]
+    losses = [
+        SPARSE(from_logits=True, reduction="mean_with_sample_weight"),
+        keras.losses.MeanSquaredError(reduction="sum"),
+    ]
     model = two_outputs(_adam(), losses, loss_weights=[1.0, 0.01])
     return engine.fit(model, X, [LABEL, TARGET], sample_weight=[WEIGHT, WEIGHT[::-1].copy()])
 
@@ -280,7 +316,9 @@ def records_in_files(engine: Engine) -> Result:
     def records(split: str) -> distfit.TFRecords:
         return distfit.TFRecords(engine.records / f"{split}-*", FEATURES, _pixels)
 
-    return engine.fit(build, records("train"), validation_data=records("validation"), batch_size=100, shuffle=True, seed=4)
+    return engine.fit(
+        build, records("train"), validation_data=records("validation"), batch_size=100, shuffle=True, seed=4
+    )
 
 
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
@@ -337,6 +375,7 @@ CASES: dict[str, Callable[[Engine], Result]] = {
         clipnorm_and_schedule,
         sample_weights,
         weights_as_divisor,
+        an_own_metric,
         class_weights,
         a_sum_of_losses,
         several_outputs,
@@ -367,9 +406,7 @@ def main(out: str, cases: str, *engines: str) -> None:
     for text in engines:
         name, _, devices = text.partition(":")
         engine = Engine(name, int(devices) if devices else None, Path(out) / "digits")
-        results = {
-            f"{case}//{key}": value for case in cases.split(",") for key, value in CASES[case](engine).items()
-        }
+        results = {f"{case}//{key}": value for case in cases.split(",") for key, value in CASES[case](engine).items()}
         session = None if name == "keras" else init(**engine.options)
         if session is not None:
             for check, run_check in CHECKS.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from distfit.errors import InputError, RunError
@@ -79,20 +80,12 @@ def checks_are_agreed_on(session):
         if session.rank == last:
             raise InputError("no such folder")
 
-    try:
+    with pytest.raises(InputError, match="no such folder") as refused:
         session.agree(refuse_on_the_last)
-    except InputError as error:
-        assert error.agreed
-        assert "no such folder" in str(error)
-        assert session.size == 1 or f"rank {last} of {session.size}" in str(error)
-    else:
-        raise AssertionError("an error on one rank has to be raised on all")
-    try:
+    assert refused.value.agreed
+    assert session.size == 1 or f"rank {last} of {session.size}" in str(refused.value)
+    with pytest.raises(RunError, match="the chief says no"):
         session.from_chief(_refuse)
-    except RunError as error:
-        assert str(error) == "the chief says no"
-    else:
-        raise AssertionError("the chief's error has to be raised on all")
 
 
 def _refuse():

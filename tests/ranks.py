@@ -27,6 +27,9 @@ BIN = Path(sys.executable).parent
 # Rank and size that an outer launcher may have left in the environment would be taken for the job's.
 _FOREIGN = ("OMPI_", "PMI", "HOROVOD_", "SLURM_", "DISTFIT_")
 
+# How the kernel's names of mpirun (PyPI's is a wrapper) and of its daemons begin.
+_FORWARDING = ("mpirun", "orterun", "orted", "prte")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -136,7 +139,7 @@ def show_stacks_when_asked() -> None:
 
 def _stacks_then_kill(process: subprocess.Popen[str]) -> tuple[str, str]:
     for pid in _group(process.pid):
-        if "mpirun" not in _name(pid) and "orted" not in _name(pid):
+        if _prints_stacks(pid):
             os.kill(pid, signal.SIGUSR1)
     time.sleep(2)
     _kill(process)
@@ -157,23 +160,35 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _group(leader: int) -> list[int]:
-    """Processes of the session that `leader` opened: launchers move their ranks into groups of their own."""
+    """Processes of the session that `leader` opened, in which mpirun's ranks have groups of their own, and
+    its descendants: horovodrun's ranks have sessions of their own."""
     import psutil
 
-    found = []
+    found = _descendants(leader)
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == leader:
+            if os.getsid(process.pid) == leader and process.pid not in found:
                 found.append(process.pid)
         except (ProcessLookupError, PermissionError):
             continue
     return found
 
 
-def _name(pid: int) -> str:
+def _descendants(pid: int) -> list[int]:
     import psutil
 
     try:
-        return psutil.Process(pid).name()
+        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        return ""
+        return []
+
+
+def _prints_stacks(pid: int) -> bool:
+    """Whether SIGUSR1 makes it print its stacks: a shell would die of it, mpirun would pass it on."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    caught = int(fields["SigCgt"], 16)
+    return bool(caught >> (signal.SIGUSR1 - 1) & 1) and not fields["Name"].strip().startswith(_FORWARDING)

@@ -60,9 +60,7 @@ def test_help_of_every_command_has_an_example(command):
 def test_the_tested_commands_are_all_there_are():
     def leaves(command, path=()):
         children = getattr(command, "commands", {})
-        return [leaf for name in children for leaf in leaves(children[name], (*path, name))] or [
-            " ".join(path)
-        ]
+        return [leaf for name in children for leaf in leaves(children[name], (*path, name))] or [" ".join(path)]
 
     assert sorted(leaves(typer.main.get_command(cli.app))) == ["data build", "horovod install", "train"]
 
@@ -74,9 +72,7 @@ def test_version_is_one_line():
     assert result.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [["trian"], ["train", "--fast", "x.yaml"], ["train"], ["data", "build", "x"]]
-)
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--fast", "x.yaml"], ["train"], ["data", "build", "x"]])
 def test_wrong_command_line_exits_with_2_and_a_plain_message(arguments):
     result = run(*arguments)
     assert result.exit_code == 2

@@ -48,8 +48,7 @@ def test_configuration_is_frozen(minimal):
 def test_unknown_key_gets_nearest_name_and_its_meaning(written):
     path = written("data: {path: d}\nbach_size: 3\n")
     assert refused(path) == (
-        f"unknown key 'bach_size' in {path}: did you mean 'batch_size'? "
-        "(the records of one step over all replicas)"
+        f"unknown key 'bach_size' in {path}: did you mean 'batch_size'? (the records of one step over all replicas)"
     )
 
 
@@ -68,9 +67,7 @@ def test_key_at_the_wrong_level_is_found_where_it_belongs(minimal):
 
 
 def test_unknown_key_near_nothing_lists_its_siblings(minimal):
-    assert refused(minimal, "data.zzz=1").endswith(
-        "known are data.path, data.train, data.validation, data.image."
-    )
+    assert refused(minimal, "data.zzz=1").endswith("known are data.path, data.train, data.validation, data.image.")
 
 
 @pytest.mark.parametrize(

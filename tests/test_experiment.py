@@ -41,9 +41,7 @@ def data():
 
 
 def test_model_is_compiled_for_the_data_and_the_configuration(config_of, data):
-    job = prepare(
-        config_of("model_options.units=5", "optimizer={name: sgd, momentum: 0.5, clipnorm: 2}"), data
-    )
+    job = prepare(config_of("model_options.units=5", "optimizer={name: sgd, momentum: 0.5, clipnorm: 2}"), data)
     model = job.build()
     assert model.input_shape == (None, 8, 8, 1)
     assert model.output_shape == (None, 2)

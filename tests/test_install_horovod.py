@@ -99,9 +99,7 @@ def test_environments_in_other_folders_share_a_build_for_pypis_mpi_only():
     moved = replace(COMPLETE, **elsewhere, mpi=replace(PYPI_MPI, bin=Path("/b/bin")))
     assert recipe.cache_key(moved) == recipe.cache_key(COMPLETE)
     other = replace(SYSTEM_MPI, bin=Path("/opt/other/bin"))
-    assert recipe.cache_key(replace(COMPLETE, mpi=other)) != recipe.cache_key(
-        replace(COMPLETE, mpi=SYSTEM_MPI)
-    )
+    assert recipe.cache_key(replace(COMPLETE, mpi=other)) != recipe.cache_key(replace(COMPLETE, mpi=SYSTEM_MPI))
 
 
 def test_the_chosen_mpi_and_this_python_come_first_on_path():
@@ -134,9 +132,7 @@ def test_nccl_is_built_in_where_cuda_and_nccl_are():
 def test_environments_with_pypis_nccl_share_a_build():
     def key_of(root: str) -> str:
         site = Path(root) / "site-packages"
-        nccl = replace(
-            CUDA, nccl_library=site / "nvidia/nccl/lib/libnccl.so.2", nccl_include=site / "include"
-        )
+        nccl = replace(CUDA, nccl_library=site / "nvidia/nccl/lib/libnccl.so.2", nccl_include=site / "include")
         return recipe.cache_key(replace(COMPLETE, site=site, cuda=nccl))[0]
 
     assert key_of("/a") == key_of("/b")
@@ -220,17 +216,13 @@ def test_without_mpicxx_there_is_no_mpi_and_without_mpirun_no_version(only_here)
 
 
 def test_cuda_counts_only_together_with_nccl(only_here, monkeypatch):
-    monkeypatch.setattr(
-        facts, "_nccl_places", lambda home, site, env: [(home / "include", home / "libnccl.so.2")]
-    )
+    monkeypatch.setattr(facts, "_nccl_places", lambda home, site, env: [(home / "include", home / "libnccl.so.2")])
     home = only_here / "cuda"
     program(home / "bin" / "nvcc", "Cuda compilation tools, release 12.5, V12.5.40")
     surroundings = {"PATH": "", "CUDA_HOME": str(home)}
     assert facts.gather(surroundings).cuda is None
     (home / "include").mkdir()
-    (home / "include" / "nccl.h").write_text(
-        "#define NCCL_MAJOR 2\n#define NCCL_MINOR 25\n#define NCCL_PATCH 1\n"
-    )
+    (home / "include" / "nccl.h").write_text("#define NCCL_MAJOR 2\n#define NCCL_MINOR 25\n#define NCCL_PATCH 1\n")
     (home / "libnccl.so.2").touch()
     found = facts.gather(surroundings).cuda
     assert (found.version, found.nccl_version, found.home) == ("12.5", "2.25.1", home)
@@ -245,9 +237,7 @@ def test_cuda_is_where_nvcc_says_not_where_its_wrapper_lies(only_here):
 
 
 def test_a_failing_build_shows_the_compilers_words_not_those_of_setup(tmp_path):
-    program(
-        tmp_path / "python", "a.cc:1: error: no XLA here\nTraceback (most recent call last):\n  File setup.py"
-    )
+    program(tmp_path / "python", "a.cc:1: error: no XLA here\nTraceback (most recent call last):\n  File setup.py")
     (tmp_path / "python").write_text((tmp_path / "python").read_text() + "exit 1\n")
     here = replace(COMPLETE, executable=tmp_path / "python", cuda=CUDA)
     with (
@@ -458,10 +448,7 @@ def test_the_mark_is_read_back_and_belongs_to_the_package(site):
     assert environment.installed_key() is None
     environment.mark("abc")
     assert environment.installed_key() == "abc"
-    assert (
-        "horovod-0.28.1.dist-info/distfit.json,,\n"
-        in (site / "horovod-0.28.1.dist-info" / "RECORD").read_text()
-    )
+    assert "horovod-0.28.1.dist-info/distfit.json,,\n" in (site / "horovod-0.28.1.dist-info" / "RECORD").read_text()
 
 
 @pytest.mark.parametrize("reason", [RunError, KeyboardInterrupt, SystemExit])

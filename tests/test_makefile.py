@@ -15,9 +15,7 @@ def make(*arguments: str) -> str:
     """What make prints, in an environment that is not there yet."""
     command = ["make", "--no-print-directory", *arguments, "VENV=/nonexistent/venv", "PYTHON=python3"]
     # Under `make test` this make must not take part in the outer one.
-    own = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    }
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
 

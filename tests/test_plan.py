@@ -49,8 +49,7 @@ def test_a_process_takes_the_slices_of_its_replicas():
         for size, replicas in JOBS:
             for rank in range(size):
                 slices = [
-                    plan.slice_bounds(rows, rank * replicas + replica, size * replicas)
-                    for replica in range(replicas)
+                    plan.slice_bounds(rows, rank * replicas + replica, size * replicas) for replica in range(replicas)
                 ]
                 taken = [row for start, stop in slices for row in range(start, stop)]
                 assert taken == list(range(*plan.process_bounds(rows, rank, size, replicas)))
@@ -93,11 +92,7 @@ def test_a_short_last_batch_counts_as_a_step():
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch():
-    orders = {
-        (seed, epoch): plan.epoch_order(50, seed, epoch, shuffle=True)
-        for seed in range(3)
-        for epoch in range(3)
-    }
+    orders = {(seed, epoch): plan.epoch_order(50, seed, epoch, shuffle=True) for seed in range(3) for epoch in range(3)}
     assert len({order.tobytes() for order in orders.values()}) == 9
     for (seed, epoch), order in orders.items():
         assert order.dtype == np.int64

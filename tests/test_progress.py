@@ -199,9 +199,7 @@ def test_unknown_verbose_is_refused():
 def test_keras_drives_it():
     keras = pytest.importorskip("keras")
     stream = io.StringIO()
-    progress = make_progress(
-        global_batch=10, records=None, steps=None, epochs=2, verbose="auto", stream=stream
-    )
+    progress = make_progress(global_batch=10, records=None, steps=None, epochs=2, verbose="auto", stream=stream)
     callbacks = keras.callbacks.CallbackList([progress])
     assert progress.async_safe
     callbacks.on_train_begin()

@@ -53,7 +53,9 @@ def test_a_method_is_still_there(owner, name):
 
 
 def test_building_from_specs_makes_losses_metrics_and_optimizer(model):
-    assert [entry._fields for entry in model._compile_loss._flat_losses] == [("path", "loss", "loss_weights", "name")] * 2
+    assert [entry._fields for entry in model._compile_loss._flat_losses] == [
+        ("path", "loss", "loss_weights", "name")
+    ] * 2
     assert len(model._compile_loss.metrics) == 2
     assert model.optimizer.built
     assert len(model.optimizer._trainable_variables_indices) == 4

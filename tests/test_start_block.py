@@ -44,8 +44,7 @@ def test_block_stays_within_80_columns():
     long = facts(
         hosts=[f"node-{number:04d}.cluster.example" for number in range(64)],
         log_dir="/scratch/" + "deep/" * 40,
-        notes=["Random layers: each replica has its own stream, so that results differ from one process."]
-        * 2,
+        notes=["Random layers: each replica has its own stream, so that results differ from one process."] * 2,
     )
     lines = start_block(long).split("\n")
     assert max(map(len, lines)) <= 80

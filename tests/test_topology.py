@@ -48,5 +48,5 @@ def test_impossible_places_are_refused(facts):
 
 
 def test_a_launchers_variable_that_is_no_number_is_named():
-    with pytest.raises(InputError, match="HOROVOD_SIZE.*'many'"):
+    with pytest.raises(InputError, match=r"HOROVOD_SIZE.*'many'"):
         from_environment({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "many"})

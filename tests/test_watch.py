@@ -228,9 +228,7 @@ def launch(tmp_path):
                 )
             )
         codes = [p.wait(max(0.1, limit_s - (time.monotonic() - begin))) for p in started]
-        texts = [
-            [(tmp_path / f"{name}{rank}").read_text() for rank in range(size)] for name in ("out", "err")
-        ]
+        texts = [[(tmp_path / f"{name}{rank}").read_text() for rank in range(size)] for name in ("out", "err")]
         return Run(codes, *texts, time.monotonic() - begin)
 
     yield run
@@ -264,9 +262,7 @@ def test_exception_on_one_rank_is_reported_once_by_the_chief(launch):
 def test_exception_on_the_chief_ends_all_and_loses_no_output(launch):
     run = launch("exception_on_chief")
     assert run.codes == [1, 1, 1]
-    assert "rank 0 of 3 on host h0 failed at epoch 1, step 3: ValueError: boom on zero" in only_chief_reports(
-        run
-    )
+    assert "rank 0 of 3 on host h0 failed at epoch 1, step 3: ValueError: boom on zero" in only_chief_reports(run)
     assert run.out == ["printed before"] * 3
 
 

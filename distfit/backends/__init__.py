@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numbers
 from importlib import import_module
 
 from distfit.backends.base import Backend
@@ -34,12 +35,13 @@ def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
     if strategy not in STRATEGIES:
         raise InputError(
             f"Expected strategy to be one of {', '.join(STRATEGIES)}, received {strategy!r}; "
-            f"{nearest(strategy, list(STRATEGIES))}."
+            f"{nearest(str(strategy), list(STRATEGIES))}"
         )
-    if devices is not None and (not isinstance(devices, int) or devices < 1):
+    if devices is not None and (not isinstance(devices, numbers.Integral) or devices < 1):
         raise InputError(f"Expected devices to be a whole number of at least 1, or None, received {devices!r}.")
     name = _automatic(devices, topology) if strategy == "auto" else strategy
     _check_ranks(name, topology)
+    _check_devices(name, devices)
     module, engine = _ENGINES[name]
     return getattr(import_module(module), engine)(topology, devices)
 
@@ -67,8 +69,16 @@ def _check_ranks(name: str, topology: Topology) -> None:
             )
     elif topology.size > 1:
         raise InputError(
-            f"Expected strategy 'auto' or 'horovod' in a job of several ranks, received {name!r} and {topology.size} ranks: "
-            "each would train a model of its own. Start one process, or leave strategy out."
+            f"Expected strategy 'auto' or 'horovod' in a job of several ranks, received {name!r} and "
+            f"{topology.size} ranks: each would train a model of its own. Start one process, or leave strategy out."
+        )
+
+
+def _check_devices(name: str, devices: int | None) -> None:
+    if name == "single" and devices not in (None, 1):
+        raise InputError(
+            f"Expected one device for strategy 'single', received devices={devices}. Leave strategy out, or "
+            "take 'mirrored'."
         )
 
 

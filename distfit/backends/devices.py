@@ -5,8 +5,9 @@ from __future__ import annotations
 from distfit.errors import InputError
 
 _TOO_LATE = (
-    "TensorFlow had already started when distfit wanted to set its devices ({wanted}). Expected distfit to come "
-    "first: call distfit.init(...) with the same strategy and devices before the first tensor, variable or model is made."
+    "TensorFlow had already started when distfit wanted to set its devices ({wanted}). Expected distfit to "
+    "come first: call distfit.init(...) with the same strategy and devices before the first tensor, variable or "
+    "model is made."
 )
 
 
@@ -38,7 +39,8 @@ def pin_gpu(local_rank: int) -> list[str]:
     if local_rank >= len(gpus):
         raise InputError(
             f"Expected a GPU for each rank of this host, received local rank {local_rank} and {len(gpus)} GPUs. "
-            "Start at most one rank a GPU on each host (mpirun --map-by ppr:N:node), or hide the GPUs with CUDA_VISIBLE_DEVICES=''."
+            "Start at most one rank a GPU on each host (mpirun --map-by ppr:N:node), or hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES=''."
         )
     try:
         tf.config.set_visible_devices(gpus[local_rank], "GPU")

@@ -61,8 +61,9 @@ def build(model: Any, data_spec: Any) -> None:
     except (RuntimeError, ValueError) as error:
         shapes = keras.tree.map_structure(lambda spec: str(spec.shape), data_spec)
         raise InputError(
-            f"Expected to build {type(model).__name__} from the shapes of its data, {shapes}, before the replicas share "
-            f"its variables, received: {error} Call the model on one batch before passing it, or correct its data or loss."
+            f"Expected to build {type(model).__name__} from the shapes of its data, {shapes}, before the replicas "
+            f"share its variables, received: {error} Call the model on one batch before passing it, or correct its "
+            "data or loss."
         ) from error
 
 

@@ -43,7 +43,8 @@ class Horovod(Backend):
     def __init__(self, topology: Topology, devices: int | None = None) -> None:
         if devices not in (None, 1):
             raise InputError(
-                f"Expected one device for each rank, received devices={devices}. Leave devices out and start one rank a GPU."
+                f"Expected one device for each rank, received devices={devices}. Leave devices out and start one "
+                "rank a GPU."
             )
         self.topology = topology
 

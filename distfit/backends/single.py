@@ -32,8 +32,7 @@ class Single(Backend):
         self.devices = ["GPU:0"] if gpus else ["CPU:0"]
         if len(gpus) > 1:
             warn_once(
-                f"this process trains on one of the {len(gpus)} GPUs that it sees; "
-                "strategy='mirrored' uses them all."
+                f"this process trains on one of the {len(gpus)} GPUs that it sees; strategy='mirrored' uses them all."
             )
 
     @contextmanager

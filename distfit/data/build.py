@@ -172,9 +172,7 @@ def stratified_split(labels: np.ndarray, seed: int, validation_fraction: float) 
         InputError: the fraction or the seed is out of its range.
     """
     if not 0 < validation_fraction < 1:
-        raise InputError(
-            f"Expected a validation fraction between 0 and 1, received {validation_fraction!r}. Try 0.2."
-        )
+        raise InputError(f"Expected a validation fraction between 0 and 1, received {validation_fraction!r}. Try 0.2.")
     order = permutation(len(labels), seed)
     quota = _quota(np.bincount(labels), validation_fraction)
     rank_in_class = np.empty(len(labels), np.int64)
@@ -237,9 +235,7 @@ def _png(levels: np.ndarray) -> bytes:
 
 def _check_shards(split: str, records: int, shards: int) -> None:
     if not 1 <= shards <= records:
-        raise InputError(
-            f"Expected 1 to {records} shards for the {records} records of {split!r}, received {shards}."
-        )
+        raise InputError(f"Expected 1 to {records} shards for the {records} records of {split!r}, received {shards}.")
 
 
 @contextlib.contextmanager

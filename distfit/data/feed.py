@@ -1,8 +1,9 @@
 """Batches for a loop: cut for the replicas of this process, the same number of steps on every rank.
 
     feed = Feed(source, session.topology, session.transport, steps_per_epoch=None)
-    for step, iterator in feed.epoch(3):
-        batch = next(iterator)       # (fingerprint, one (rows, data) a replica)
+    feed.start_at(epoch=3)
+    for first, last, batches in feed:              # one epoch, step by step, as Keras counts them
+        fingerprint, shards = next(batches)        # shards: one (rows, data) a local replica
 
 Keras' EpochIterator decides how many steps an epoch has and when the data are iterated anew, so that
 `steps_per_epoch` and data that run out mean what they mean in keras.Model.fit.
@@ -10,6 +11,7 @@ Keras' EpochIterator decides how many steps an epoch has and when the data are i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +54,7 @@ class Feed(EpochIterator):
         self._num_batches = self._agreed_batches
         self._next_pass = 0
 
-    @property
+    @functools.cached_property
     def element_spec(self) -> Any:
         """The tf.TypeSpecs of a batch; reads nothing."""
         return self._cut(0).element_spec

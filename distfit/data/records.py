@@ -115,8 +115,7 @@ def read_at(fd: int, offset: int, length: int, name: str) -> bytes:
 def _scan(path: str, fd: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     if size == 0:
         raise InputError(
-            f"Expected at least one record in {path!r}, received an empty file (0 bytes). "
-            "Rebuild it, or leave it out."
+            f"Expected at least one record in {path!r}, received an empty file (0 bytes). Rebuild it, or leave it out."
         )
     offsets, lengths, at = [], [], 0
     while at < size:

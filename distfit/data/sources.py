@@ -9,7 +9,12 @@ this process's part of one (`TFRecords`), or this process's own batches (`distfi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import numbers
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +22,6 @@ import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from distfit.data import plan
@@ -29,6 +33,8 @@ from distfit.topology import Topology
 
 # Keras' own default, for arrays and for records alike.
 DEFAULT_BATCH_SIZE = 32
+# Keras prints whole arrays into its messages.
+_MOST_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def source_of(x: Any, request: Request, topology: Topology) -> Source:
 def _check_batch_size(batch_size: int | None, topology: Topology) -> None:
     if batch_size is None:
         return
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise InputError(f"Expected batch_size to be a whole number of at least 1, received {batch_size!r}.")
     if batch_size < topology.num_replicas:
         raise InputError(
@@ -111,19 +117,23 @@ def _check_batch_size(batch_size: int | None, topology: Topology) -> None:
 
 
 def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
-    adapter = data_adapters.get_data_adapter(
-        x=x,
-        y=request.y,
-        sample_weight=request.sample_weight,
-        batch_size=request.batch_size,
-        steps_per_epoch=request.steps,
-        shuffle=request.shuffle,
-        class_weight=request.class_weight,
-    )
-    if topology.size > 1 and isinstance(adapter, GeneratorDataAdapter):
+    _refuse_no_data(x)
+    if topology.size > 1 and inspect.isgenerator(x):
         raise InputError(
             "Expected data that every rank can read on its own, received a Python generator, which each of the "
             f"{topology.size} ranks would run for itself. Pass arrays, a tf.data.Dataset or distfit.local(...)."
+        )
+    with warnings.catch_warnings(), keras_refusals(x):
+        # The default of `fit`, meant for arrays: Keras warns, on every rank, of data that shuffle themselves.
+        warnings.filterwarnings("ignore", "`shuffle=True` was passed")
+        adapter = data_adapters.get_data_adapter(
+            x=x,
+            y=request.y,
+            sample_weight=request.sample_weight,
+            batch_size=request.batch_size,
+            steps_per_epoch=request.steps,
+            shuffle=request.shuffle,
+            class_weight=request.class_weight,
         )
     is_dataset = isinstance(adapter, TFDatasetAdapter)
     if is_dataset and topology.size > 1:
@@ -143,6 +153,36 @@ def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
         records=getattr(adapter, "_num_samples", None),
         batch_size=batch_size,
     )
+
+
+@contextmanager
+def keras_refusals(x: Any) -> Iterator[None]:
+    """Around Keras' own checks of data: what they raise, in one paragraph, the same on every rank.
+
+    Raises:
+        InputError: Keras refused the data.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        if isinstance(x, keras.utils.PyDataset) or inspect.isgenerator(x):
+            raise  # the user's own code, which Keras has begun to run
+        words = " ".join(str(error).split())
+        raise InputError(
+            "Expected data as keras.Model.fit takes them (NumPy arrays of equal length, a tf.data.Dataset of "
+            "batches), distfit.TFRecords or distfit.local(...), received what Keras refuses with "
+            f"{type(error).__name__}: {words[:_MOST_WORDS]}{'...' if len(words) > _MOST_WORDS else ''}"
+        ) from error
+
+
+def _refuse_no_data(x: Any) -> None:
+    if x is None:
+        raise InputError("Expected data in x, received None. Pass arrays, a tf.data.Dataset or distfit.TFRecords.")
+    if isinstance(x, (str, os.PathLike)):
+        raise InputError(
+            f"Expected data in x, received the name {os.fspath(x)!r}. Pass distfit.TFRecords(...) to train "
+            "on the record files of a folder."
+        )
 
 
 def _local_source(x: Local, request: Request, topology: Topology) -> Source:

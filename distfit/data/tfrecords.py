@@ -291,8 +291,7 @@ def _check_arguments(files: Any, features: Any, transform: Any) -> None:
         )
     if transform is not None and not callable(transform):
         raise InputError(
-            "Expected transform to be a function of one parsed record, or None, received "
-            f"{type(transform).__name__}."
+            f"Expected transform to be a function of one parsed record, or None, received {type(transform).__name__}."
         )
 
 

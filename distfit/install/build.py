@@ -76,15 +76,11 @@ def _new(folder: Path) -> Path:
     return folder
 
 
-def _fetch_tools(
-    facts: Facts, environment: Mapping[str, str], tools: Path, log: Path, watch: Progress
-) -> None:
+def _fetch_tools(facts: Facts, environment: Mapping[str, str], tools: Path, log: Path, watch: Progress) -> None:
     pip(facts, ["install", "--target", str(tools), *recipe.BUILD_TOOLS], environment, log, watch)
 
 
-def _fetch_source(
-    facts: Facts, environment: Mapping[str, str], scratch: Path, log: Path, watch: Progress
-) -> Path:
+def _fetch_source(facts: Facts, environment: Mapping[str, str], scratch: Path, log: Path, watch: Progress) -> Path:
     """Horovod's published source package, unpacked, its checksum tested by pip before it is touched."""
     wanted = scratch / "horovod.txt"
     wanted.write_text(f"horovod=={recipe.HOROVOD} --hash=sha256:{recipe.HOROVOD_SHA256}\n")
@@ -134,9 +130,7 @@ def _require_both_transports(wheel: Path) -> None:
         )
 
 
-def _compile_mpi4py(
-    facts: Facts, environment: Mapping[str, str], wheels: Path, log: Path, watch: Progress
-) -> None:
+def _compile_mpi4py(facts: Facts, environment: Mapping[str, str], wheels: Path, log: Path, watch: Progress) -> None:
     """mpi4py's own wheel loads the libmpi it finds first; one built here is linked to the right one."""
     # pip's cache would give back the one it built for another MPI. Its one huge source file takes minutes at
     # Python's own -O3 -g, and only carries small messages for distfit.

@@ -208,9 +208,7 @@ def _nccl_places(home: Path, site: Path, environment: Mapping[str, str]) -> list
     roots = [Path(environment["HOROVOD_NCCL_HOME"])] if environment.get("HOROVOD_NCCL_HOME") else []
     roots += [home, site / "nvidia" / "nccl", Path("/usr/local"), Path("/usr")]
     names = ("lib/libnccl.so", "lib64/libnccl.so", f"lib/{platform.machine()}-linux-gnu/libnccl.so")
-    places = [
-        (root / "include", root / f"{name}{end}") for root in roots for name in names for end in ("", ".2")
-    ]
+    places = [(root / "include", root / f"{name}{end}") for root in roots for name in names for end in ("", ".2")]
     given = environment.get("HOROVOD_NCCL_INCLUDE"), environment.get("HOROVOD_NCCL_LIB")
     if given[0] and given[1]:
         places.insert(0, (Path(given[0]), Path(given[1]) / "libnccl.so"))

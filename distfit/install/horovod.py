@@ -88,9 +88,7 @@ def _from_cache(shelf: Shelf, say: Callable[[str], None]) -> list[Path] | None:
     return wheels
 
 
-def _put_verified(
-    here: Facts, wheels: list[Path], key: str, shelf: Shelf, say: Callable[[str], None]
-) -> None:
+def _put_verified(here: Facts, wheels: list[Path], key: str, shelf: Shelf, say: Callable[[str], None]) -> None:
     with environment.kept_unless_verified(here, shelf.install_log):
         environment.put(here, wheels, shelf.install_log)
         say("Verifying it with two ranks under mpirun ...")

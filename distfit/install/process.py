@@ -201,9 +201,7 @@ def _start(command: list[str], environment: Mapping[str, str], folder: Path | No
             start_new_session=True,
         )
     except OSError as error:
-        raise RunError(
-            f"Expected to start {command[0]!r}, received {error}. Check that it is installed."
-        ) from error
+        raise RunError(f"Expected to start {command[0]!r}, received {error}. Check that it is installed.") from error
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

@@ -153,8 +153,7 @@ def _needs(facts: Facts) -> list[tuple[bool, str, str]]:
         (
             mpi is None or bool(mpi.version),
             f"an mpirun beside the mpicxx in {mpi.bin if mpi else ''}, and there is none that starts",
-            "Load the whole MPI (module load openmpi), or take that folder off PATH: distfit then brings "
-            "its own MPI.",
+            "Load the whole MPI (module load openmpi), or take that folder off PATH: distfit then brings its own MPI.",
         ),
         (
             mpi is None or mpi.from_pypi or facts.headers,
@@ -255,9 +254,7 @@ def build_environment(
     }
     nccl = _nccl_folders(facts.cuda, links) if facts.cuda else {}
     unset = {name: value for name, value in facts.settings if not value}
-    return {
-        name: value for name, value in (base | nccl | build_flags(facts) | paths).items() if name not in unset
-    }
+    return {name: value for name, value in (base | nccl | build_flags(facts) | paths).items() if name not in unset}
 
 
 def _nccl_folders(cuda: Cuda, links: Path) -> dict[str, str]:

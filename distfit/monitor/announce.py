@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -56,6 +56,17 @@ def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
         notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
     if overrides(model, "compute_loss"):
         notes.append("The model's own compute_loss counts as a mean over rows.")
+    notes.extend(
+        f"{name}: a replica's state is added to the others', as is right for sums and counts only."
+        for name in _metrics_of_users(model)
+    )
     if model.jit_compile and not supports_jit:
         notes.append("jit_compile is off: the step contains collectives, which XLA cannot compile.")
     return notes
+
+
+def _metrics_of_users(model: keras.Model) -> list[str]:
+    """Classes of metrics that are not Keras' own, whose states are all sums."""
+    compiled = model._compile_metrics
+    metrics = [*model.metrics, *(compiled.metrics if compiled is not None else [])]
+    return sorted({type(metric).__name__ for metric in metrics if not type(metric).__module__.startswith("keras.")})

@@ -168,7 +168,12 @@ class Loop:
         return logs
 
     def _run(
-        self, step: Callable[..., Any], feed: Feed, batch: Batch, wish: bool = False, every_replica: bool = False
+        self,
+        step: Callable[..., Any],
+        feed: Feed,
+        batch: Batch,
+        wish: bool = False,
+        every_replica: bool = False,
     ) -> tuple[Any, Any]:
         results = self._function(step, feed)(tf.constant(float(wish), tf.float64), batch)
         if every_replica:

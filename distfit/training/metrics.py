@@ -30,4 +30,5 @@ def global_results(model: Any, backend: Backend) -> dict[str, Any]:
         for total, state, variable in zip(summed, local, variables, strict=False)
     ]
     with keras.StatelessScope(state_mapping=list(zip(variables, states, strict=True))):
-        return model.get_metrics_result()
+        # Converted here: a result that is the variable itself would be read outside the scope, on one replica.
+        return keras.tree.map_structure(tf.convert_to_tensor, model.get_metrics_result())

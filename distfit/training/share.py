@@ -29,9 +29,7 @@ Update = Callable[[], Any]
 class Whole:
     """The share of a replica that is alone: everything, as it is."""
 
-    def measure(
-        self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any
-    ) -> WholeWeights:
+    def measure(self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any) -> WholeWeights:
         return WholeWeights(flags)
 
     def installed(self, model: Any) -> AbstractContextManager[Any]:
@@ -90,9 +88,7 @@ class Part:
         with terms.installed(model), moving.installed(model):
             yield
 
-    def measure(
-        self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any
-    ) -> PartWeights:
+    def measure(self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any) -> PartWeights:
         """One small all-reduce: rows, the normalisers of all terms, and flags; in float64, so exact."""
         measured = [] if self._opaque else terms.measure(model, y, y_pred, sample_weight)
         rows = tf.cast(rows, tf.float64)

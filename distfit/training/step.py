@@ -4,7 +4,7 @@
             -> clip, decay, update (Keras' optimizer) -> metrics
 
 The pieces are Keras' own (compute_loss, metrics, optimizer); their order, and everything between replicas,
-is ours. With one replica it is keras.Model.train_step to the bit (tests/test_equals_keras.py).
+is ours. With one replica it is keras.Model.train_step to the bit (tests/test_engines.py).
 """
 
 from __future__ import annotations
@@ -126,4 +126,3 @@ def metric_variables(model: Any) -> list[Any]:
     trackers = [model._loss_tracker, *(compiled.metrics if compiled is not None else [])]
     left_out = {id(variable) for tracker in trackers if tracker is not None for variable in tracker.variables}
     return [variable for variable in model.metrics_variables if id(variable) not in left_out]
-

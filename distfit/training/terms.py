@@ -75,7 +75,8 @@ def measure(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
     """
     if model._compile_loss is None:
         return []
-    _current.collect = collected = []
+    collected: list[Any] = []
+    _current.collect = collected
     try:
         with keras.StatelessScope():
             model._compile_loss(y, y_pred, sample_weight)

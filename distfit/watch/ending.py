@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distfit.watch.stacks import WATCH_THREAD
 
@@ -40,6 +40,21 @@ def _speak(text: str) -> None:
     # A closed or broken stream leaves nobody to tell; the exit code still says it.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+        _end_progress_line(sys.stdout)
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text.rstrip("\n") + "\n" if text else "")
-        sys.stderr.flush()
+        stream = _behind_progress(sys.stderr)
+        stream.write(text.rstrip("\n") + "\n" if text else "")
+        stream.flush()
+
+
+def _behind_progress(stream: Any) -> Any:
+    """The stream itself: while rich draws a progress line, it would wrap a report to the width of the terminal
+    and print it on standard output."""
+    return getattr(stream, "rich_proxied_file", stream)
+
+
+def _end_progress_line(stream: Any) -> None:
+    screen = _behind_progress(stream)
+    if screen is not stream:
+        screen.write("\n")
+        screen.flush()

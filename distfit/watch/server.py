@@ -253,7 +253,5 @@ def _listen(size: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         # Some containers have the family compiled in and switched off.
         with contextlib.suppress(OSError):
-            return socket.create_server(
-                ("", 0), family=socket.AF_INET6, backlog=size + _GUESTS, dualstack_ipv6=True
-            )
+            return socket.create_server(("", 0), family=socket.AF_INET6, backlog=size + _GUESTS, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=size + _GUESTS)

@@ -1,0 +1,138 @@
+"""What `fit`, `evaluate` and `predict` make ready before their loop, alike on every rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
+
+from distfit import checks
+from distfit.callbacks.policy import callbacks_of_rank
+from distfit.callbacks.saver import ModelSaver
+from distfit.data.feed import Feed
+from distfit.data.index import Index
+from distfit.data.sources import Request, keras_refusals, source_of
+from distfit.data.tfrecords import TFRecords
+from distfit.monitor.progress import make_progress
+from distfit.session import Session
+from distfit.training.loop import Validation
+
+Folder = str | os.PathLike | None
+
+
+def split(arrays: tuple, fraction: float, validation_data: Any) -> tuple[tuple, Any]:
+    """Arrays cut as keras.Model.fit cuts them: the last `fraction` of the rows validates.
+
+    Args:
+        arrays: (x, y, sample_weight).
+        fraction: 0 cuts nothing, and so does validation data that is given.
+
+    Raises:
+        InputError: they are no arrays.
+    """
+    if not fraction or validation_data is not None:
+        return arrays, validation_data
+    with keras_refusals(arrays[0]):
+        return train_validation_split(arrays, validation_split=fraction)
+
+
+def feed(session: Session, model: keras.Model, x: Any, request: Request, targets: bool = True) -> Feed:
+    """The batches for a call. Collective.
+
+    Args:
+        targets: the model needs y; False for a prediction.
+
+    Raises:
+        InputError: the data cannot serve the model or the job; on every rank.
+    """
+    if isinstance(x, TFRecords):
+        # One process scans the files, whatever the number of ranks.
+        x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
+    session.agree(lambda: checks.labels(model, request.y))
+    source = session.agree(lambda: source_of(x, request, session.topology))
+    ready = Feed(source, session.topology, session.transport, request.steps)
+    if targets:
+        session.agree(lambda: checks.targets(model, ready.data_spec))
+    return ready
+
+
+def validation(session: Session, model: keras.Model, data: Any, request: Request, freq: Any) -> Validation | None:
+    """What to validate on, or None. Collective.
+
+    Args:
+        data: as `validation_data` of keras.Model.fit.
+        request: how many rows and steps; its arrays are those of `data`.
+        freq: as `validation_freq` of keras.Model.fit.
+
+    Raises:
+        InputError: as `feed`.
+    """
+    if data is None:
+        return None
+    x, y, sample_weight = session.agree(lambda: _unpacked(data))
+    return Validation(feed(session, model, x, replace(request, y=y, sample_weight=sample_weight)), freq)
+
+
+def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: Folder = None) -> list[Any]:
+    """The callbacks of this rank: the user's, and on the chief those that leave a run's files behind.
+
+    Raises:
+        InputError: something that was given is no callback.
+    """
+    chosen = callbacks_of_rank(given, session.is_chief)
+    if session.is_chief and log_dir is not None:
+        chosen.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    if session.is_chief and checkpoint is not None:
+        chosen.append(ModelSaver(checkpoint))
+    return chosen
+
+
+@contextmanager
+def listening(
+    session: Session, model: keras.Model, chosen: list[Any], ready: Feed, epochs: int, verbose: str | int
+) -> Iterator[keras.callbacks.CallbackList]:
+    """Keras' list of the callbacks, the chief's progress line among them, which is taken away at the end."""
+    speakers = [_progress(session, ready, epochs, verbose)] if session.is_chief and verbose != 0 else []
+    try:
+        yield keras.callbacks.CallbackList(
+            [*chosen, *speakers],
+            add_history=True,
+            model=model,
+            verbose=0 if verbose == 0 else 1,
+            epochs=epochs,
+            steps=ready.num_batches,
+        )
+    finally:
+        # While a progress line is drawn, rich takes what is written to standard error: no traceback may meet it.
+        for speaker in speakers:
+            speaker.on_train_end()
+
+
+def in_order(by_rank: list[list[list[Any]]]) -> Any:
+    """Outputs of [rank][step][local replica] as rows in the data's order."""
+    steps = max(len(outputs) for outputs in by_rank)
+    pieces = [piece for step in range(steps) for outputs in by_rank for piece in outputs[step]]
+    return keras.tree.map_structure(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *pieces)
+
+
+def _unpacked(data: Any) -> tuple[Any, Any, Any]:
+    with keras_refusals(data):
+        return unpack_x_y_sample_weight(data)
+
+
+def _progress(session: Session, ready: Feed, epochs: int, verbose: str | int) -> keras.callbacks.Callback:
+    return make_progress(
+        global_batch=ready.source.batch_size,
+        records=ready.source.records,
+        steps=ready.num_batches,
+        epochs=epochs,
+        verbose=verbose,
+        live=session.size == 1,
+    )
