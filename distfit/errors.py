@@ -44,9 +44,9 @@ def nearest(word: str, known: list[str]) -> str:
     >>> nearest("bach_size", ["batch_size", "epochs"])
     "did you mean 'batch_size'?"
     >>> nearest("zzz", ["batch_size", "epochs"])
-    'known are batch_size, epochs'
+    'known are batch_size, epochs.'
     """
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."

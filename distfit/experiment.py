@@ -55,7 +55,7 @@ def train(config: RunConfig) -> keras.callbacks.History:
     session = init(config.strategy, config.devices, stall_limit_s=config.stall_limit_s)
     run_dir = Path(config.run_dir)
     with _dtype_policy(config.dtype):
-        with session.running("preparation"):
+        with session.running("preparing"):
             data = session.agree(lambda: load(config.data.path))
             job = session.agree(lambda: prepare(config, data))
             session.from_chief(lambda: _check_labels(config, data))

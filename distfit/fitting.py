@@ -109,7 +109,7 @@ def fit(
         train = prepare.feed(session, model, x, request)
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)
-        with session.backend.adopted(model, train.data_spec):
+        with prepare.adopted(session, model, train):
             announce(session, model, train, seed, log_dir, checkpoint, verbose)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
             with prepare.listening(session, model, own, train, epochs, verbose) as listening:
@@ -153,7 +153,7 @@ def evaluate(
         feed = prepare.feed(session, model, x, Request(y, sample_weight, batch_size=batch_size, steps=steps))
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
-            session.backend.adopted(model, feed.data_spec),
+            prepare.adopted(session, model, feed),
             prepare.listening(session, model, own, feed, 1, verbose) as listening,
         ):
             results = Loop(model, session).evaluate(feed, listening)
@@ -196,7 +196,7 @@ def predict(
         feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
-            session.backend.adopted(model, feed.data_spec),
+            prepare.adopted(session, model, feed),
             prepare.listening(session, model, own, feed, 1, verbose) as listening,
         ):
             outputs = Loop(model, session).predict(feed, listening)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from distfit.data.feed import Feed
 from distfit.data.index import Index
 from distfit.data.sources import Request, keras_refusals, source_of
 from distfit.data.tfrecords import TFRecords
+from distfit.errors import InputError, on_every_rank
 from distfit.monitor.progress import make_progress
 from distfit.session import Session
 from distfit.training.loop import Validation
@@ -95,6 +97,29 @@ def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: 
 
 
 @contextmanager
+def adopted(session: Session, model: keras.Model, ready: Feed) -> Iterator[None]:
+    """The model in the hands of the session's engine, built from the shapes of its data. Collective.
+
+    Raises:
+        InputError: Keras cannot build it, or ranks have built different models; on every rank.
+    """
+    session.agree(lambda: session.backend.build(model, ready.data_spec))
+    own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in model.weights]
+    by_rank = session.transport.gather(own)
+    for rank, theirs in enumerate(by_rank):
+        if [facts[1:] for facts in theirs] != [facts[1:] for facts in by_rank[0]]:
+            raise on_every_rank(
+                InputError(
+                    f"Expected every rank to build the same model, received {len(by_rank[0])} weights on rank 0 and "
+                    f"{len(theirs)} on rank {rank} of {session.size}; the first that differs is "
+                    f"{_first_difference(by_rank[0], theirs)}. Let all ranks build the model from the same lines."
+                )
+            )
+    with session.backend.adopted(model):
+        yield
+
+
+@contextmanager
 def listening(
     session: Session, model: keras.Model, chosen: list[Any], ready: Feed, epochs: int, verbose: str | int
 ) -> Iterator[keras.callbacks.CallbackList]:
@@ -120,6 +145,15 @@ def in_order(by_rank: list[list[list[Any]]]) -> Any:
     steps = max(len(outputs) for outputs in by_rank)
     pieces = [piece for step in range(steps) for outputs in by_rank for piece in outputs[step]]
     return keras.tree.map_structure(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *pieces)
+
+
+def _first_difference(ours: list[tuple], theirs: list[tuple]) -> str:
+    """
+    >>> _first_difference([("a", (2,), "float32")], [("a", (3,), "float32")])
+    "('a', (2,), 'float32') against ('a', (3,), 'float32')"
+    """
+    pairs = zip_longest(ours, theirs, fillvalue="none")
+    return next(f"{own} against {other}" for own, other in pairs if own[1:] != other[1:])
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:

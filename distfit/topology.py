@@ -106,6 +106,15 @@ def from_environment(environment: Mapping[str, str]) -> Topology:
     return Topology()
 
 
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process, be it as one of one.
+
+    >>> launched({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"}), launched({})
+    (True, False)
+    """
+    return any(rank in environment and size in environment for rank, size, *_ in _LAUNCHERS)
+
+
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name)
     if text is None:

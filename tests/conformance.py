@@ -100,7 +100,8 @@ def an_adopted_model_equals_the_chiefs_and_is_given_back(session):
     kernel = model.layers[0].kernel
     before = kernel.numpy()
     chiefs = session.transport.broadcast(before)
-    with session.backend.adopted(model, SPEC):
+    session.backend.build(model, SPEC)
+    with session.backend.adopted(model):
         assert model.layers[0].kernel is kernel
         copies = session.backend.replica_values(kernel)
         assert len(copies) == session.topology.replicas_per_process
@@ -136,7 +137,8 @@ def random_streams_differ_between_replicas(session):
     model.compile("sgd", "mse")
     spec = (tf.TensorSpec([None, 64], tf.float64), tf.TensorSpec([None, 64], tf.float64))
     alone = keras.layers.Dropout(0.5, seed=3)(np.ones((1, 64)), training=True)
-    with session.backend.adopted(model, spec):
+    session.backend.build(model, spec)
+    with session.backend.adopted(model):
         masks = _run(session, lambda number: model(tf.ones((1, 64), tf.float64), training=True))
         assert len({mask.tobytes() for mask in masks}) == session.num_replicas
         assert (masks[0] == np.asarray(alone)).all()

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import numbers
+import os
 from importlib import import_module
 
 from distfit.backends.base import Backend
 from distfit.errors import InputError, nearest
-from distfit.topology import Topology
+from distfit.topology import Topology, launched
 
 _ENGINES = {
     "single": ("distfit.backends.single", "Single"),
@@ -58,6 +59,11 @@ def _automatic(devices: int | None, topology: Topology) -> str:
 
 def _check_ranks(name: str, topology: Topology) -> None:
     """Refuse what would train `size` models side by side, each thinking it is alone."""
+    if name == "horovod" and not launched(os.environ):
+        raise InputError(
+            "Expected strategy 'horovod' in a process that a launcher started, received one that was started "
+            "alone. Start it with mpirun -np N or horovodrun -np N, or leave strategy out."
+        )
     if name == "horovod":
         from distfit.backends.horovod import missing
 

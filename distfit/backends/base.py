@@ -6,7 +6,8 @@ nobody compares a backend's name. A new engine is one file beside this one, its 
 conformance tests (`tests/conformance.py`) that it must pass.
 
     backend.start()
-    with backend.adopted(model, data_spec):
+    backend.build(model, data_spec)
+    with backend.adopted(model):
         results = backend.run(step, shards)      # one result a local replica
     backend.stop()
 """
@@ -52,16 +53,24 @@ class Backend(ABC):
         """Leave the job. Nothing to do for an engine that lives in this process alone."""
         return None
 
+    def build(self, model: Any, data_spec: Any) -> None:
+        """Make every variable that a step would make, where several replicas have to share them.
+
+        Args:
+            model: a Keras model.
+            data_spec: tf.TypeSpecs of the (x, y, sample_weight) that it will see.
+
+        Raises:
+            InputError: Keras cannot build the model from the shapes of its data alone.
+        """
+        return None
+
     @abstractmethod
-    def adopted(self, model: Any, data_spec: Any) -> AbstractContextManager[None]:
-        """The model, trained by this engine inside and plain Keras again outside.
+    def adopted(self, model: Any) -> AbstractContextManager[None]:
+        """The model, built, trained by this engine inside and plain Keras again outside.
 
         On entry every replica holds the chief's values. The objects of the model, its layers, its
         optimizer and the user's references stay what they are.
-
-        Args:
-            model: a Keras model; what it has not built yet is built where several replicas need it.
-            data_spec: tf.TypeSpecs of the (x, y, sample_weight) that it will see.
         """
 
     @abstractmethod

@@ -51,21 +51,29 @@ class Horovod(Backend):
     def start(self) -> None:
         self.devices = pin_gpu(self.topology.local_rank)
         os.environ.update(_ENVIRONMENT)
+        # A rank that is killed is the watch's to report; Horovod's own words would come before it.
+        os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
         import horovod.tensorflow as hvd
 
+        # Before Horovod, which would end MPI for all ranks as soon as the first one leaves.
+        mpi = MPI() if _by_mpi(hvd) else None
         hvd.init()
         self._hvd = hvd
         self.topology = Topology(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
-        self.transport: Transport = MPI() if hvd.mpi_enabled() else _HorovodObjects(hvd)
+        self.transport: Transport = mpi or _HorovodObjects(hvd)
 
     def stop(self) -> None:
         self._hvd.shutdown()
 
-    @contextmanager
-    def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
-        from distfit.backends.hooks import build, hooked, variables_of
+    def build(self, model: Any, data_spec: Any) -> None:
+        from distfit.backends.hooks import build
 
         build(model, data_spec)
+
+    @contextmanager
+    def adopted(self, model: Any) -> Iterator[None]:
+        from distfit.backends.hooks import hooked, variables_of
+
         for number, variable in enumerate(variables_of(model)):
             value = self._hvd.broadcast(variable.value, root_rank=0, name=f"distfit.start.{number}")
             variable._value.assign(value)
@@ -95,6 +103,11 @@ class Horovod(Backend):
             )
             for number, tensor in enumerate(tensors)
         ]
+
+
+def _by_mpi(hvd: Any) -> bool:
+    """Whether Horovod will talk by MPI: horovodrun names the controller, mpirun leaves it to Horovod's build."""
+    return hvd.mpi_built() and os.environ.get("HOROVOD_CONTROLLER", "mpi").lower() == "mpi"
 
 
 class _HorovodObjects:

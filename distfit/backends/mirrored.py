@@ -53,9 +53,11 @@ class Mirrored(Backend):
         self.topology = self.topology.with_replicas(len(self.devices))
         self._strategy = _Strategy(self.devices, cross_device_ops=_reducer(self.devices))
 
-    @contextmanager
-    def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
+    def build(self, model: Any, data_spec: Any) -> None:
         build(model, data_spec)
+
+    @contextmanager
+    def adopted(self, model: Any) -> Iterator[None]:
         variables = variables_of(model)
         originals = [variable._value for variable in variables]
         self._mirror(variables)

@@ -36,7 +36,7 @@ class Single(Backend):
             )
 
     @contextmanager
-    def adopted(self, model: Any, data_spec: Any) -> Iterator[None]:
+    def adopted(self, model: Any) -> Iterator[None]:
         yield
 
     def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:

@@ -47,7 +47,8 @@ class Alone:
 class MPI:
     """mpi4py, on a communicator of our own, so that no message meets another library's.
 
-    The engine must have started MPI already: two libraries must not both initialise or finalise it.
+    Starts MPI, unless it has been started, and ends it when the process exits. Made before the engine starts:
+    a library that finds MPI running leaves it running.
 
     Raises:
         InputError: mpi4py is not installed.
@@ -55,17 +56,13 @@ class MPI:
 
     def __init__(self) -> None:
         try:
-            import mpi4py
+            from mpi4py import MPI as mpi
         except ImportError as error:
             raise InputError(
                 "The ranks were started under MPI, which needs mpi4py for values outside the step, and "
                 "mpi4py is not installed. Type: pip install 'distfit[mpi]' (or, against a cluster's own MPI, "
                 "pip install --no-binary mpi4py mpi4py)."
             ) from error
-        mpi4py.rc.initialize = False
-        mpi4py.rc.finalize = False
-        from mpi4py import MPI as mpi
-
         self._communicator = mpi.COMM_WORLD.Dup()
 
     def broadcast(self, value: Any) -> Any:

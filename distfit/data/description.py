@@ -82,7 +82,7 @@ class Description:
         if name not in self.splits:
             raise InputError(
                 f"Expected a split of the data set in {self.folder!r}, received {name!r}; "
-                f"{nearest(name, sorted(self.splits))}."
+                f"{nearest(name, sorted(self.splits))}"
             )
         return self.splits[name]
 
