@@ -112,7 +112,7 @@ def fit(
         with prepare.adopted(session, model, train):
             announce(session, model, train, seed, log_dir, checkpoint, verbose)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
-            with prepare.listening(session, model, own, train, epochs, verbose) as listening:
+            with prepare.listening(session, model, own, train, epochs, verbose, history=True) as listening:
                 return Loop(model, session).fit(train, listening, epochs, initial_epoch, validation)
 
 
@@ -196,7 +196,7 @@ def predict(
         feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
-            prepare.adopted(session, model, feed),
+            prepare.adopted(session, model, feed, targets=False),
             prepare.listening(session, model, own, feed, 1, verbose) as listening,
         ):
             outputs = Loop(model, session).predict(feed, listening)

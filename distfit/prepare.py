@@ -15,6 +15,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
 from distfit import checks
+from distfit.backends.hooks import variables_of
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
 from distfit.data.feed import Feed
@@ -88,7 +89,7 @@ def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: 
     Raises:
         InputError: something that was given is no callback.
     """
-    chosen = callbacks_of_rank(given, session.is_chief)
+    chosen = callbacks_of_rank(given, session.is_chief, session.size)
     if session.is_chief and log_dir is not None:
         chosen.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
     if session.is_chief and checkpoint is not None:
@@ -97,20 +98,24 @@ def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: 
 
 
 @contextmanager
-def adopted(session: Session, model: keras.Model, ready: Feed) -> Iterator[None]:
+def adopted(session: Session, model: keras.Model, ready: Feed, targets: bool = True) -> Iterator[None]:
     """The model in the hands of the session's engine, built from the shapes of its data. Collective.
+
+    Args:
+        targets: as in `feed`.
 
     Raises:
         InputError: Keras cannot build it, or ranks have built different models; on every rank.
     """
-    session.agree(lambda: session.backend.build(model, ready.data_spec))
-    own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in model.weights]
+    session.agree(lambda: session.backend.build(model, ready.data_spec, targets))
+    own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in variables_of(model)]
+    # Its weights, metrics and optimizer state: each is a collective of its own on the way in.
     by_rank = session.transport.gather(own)
     for rank, theirs in enumerate(by_rank):
         if [facts[1:] for facts in theirs] != [facts[1:] for facts in by_rank[0]]:
             raise on_every_rank(
                 InputError(
-                    f"Expected every rank to build the same model, received {len(by_rank[0])} weights on rank 0 and "
+                    f"Expected every rank to build the same model, received {len(by_rank[0])} variables on rank 0 and "
                     f"{len(theirs)} on rank {rank} of {session.size}; the first that differs is "
                     f"{_first_difference(by_rank[0], theirs)}. Let all ranks build the model from the same lines."
                 )
@@ -121,14 +126,24 @@ def adopted(session: Session, model: keras.Model, ready: Feed) -> Iterator[None]
 
 @contextmanager
 def listening(
-    session: Session, model: keras.Model, chosen: list[Any], ready: Feed, epochs: int, verbose: str | int
+    session: Session,
+    model: keras.Model,
+    chosen: list[Any],
+    ready: Feed,
+    epochs: int,
+    verbose: str | int,
+    history: bool = False,
 ) -> Iterator[keras.callbacks.CallbackList]:
-    """Keras' list of the callbacks, the chief's progress line among them, which is taken away at the end."""
+    """Keras' list of the callbacks, the chief's progress line among them, which is taken away at the end.
+
+    Args:
+        history: give the model a new `history`, as a training does.
+    """
     speakers = [_progress(session, ready, epochs, verbose)] if session.is_chief and verbose != 0 else []
     try:
         yield keras.callbacks.CallbackList(
             [*chosen, *speakers],
-            add_history=True,
+            add_history=history,
             model=model,
             verbose=0 if verbose == 0 else 1,
             epochs=epochs,

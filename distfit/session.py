@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distfit import log
-from distfit.backends import STRATEGIES, choose
+from distfit.backends import STRATEGIES, choose, settle
 from distfit.backends.base import Backend
 from distfit.backends.transport import Transport
 from distfit.errors import DistfitError, InputError, nearest, on_every_rank
@@ -202,7 +202,9 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
     try:
         asked = _overridden_by_environment(strategy, devices)
         _check_limit(stall_limit_s)
-        if _current is not None and asked in (_current.asked, ("auto", None)):
+        settled = settle(*asked, topology)
+        # Starting the same engine again would stop it for both: Horovod is one for the whole process.
+        if _current is not None and (settled == _current.asked or asked == ("auto", None)):
             return _current
         log.speak_as(topology.is_chief)
         backend = choose(*asked, topology)
@@ -214,7 +216,7 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         _refuse_on_one_rank(error, topology)
         raise
     _leave()
-    _current = Session(backend, asked, stall_limit_s)
+    _current = Session(backend, settled, stall_limit_s)
     log.speak_as(_current.is_chief)
     return _current
 

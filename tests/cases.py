@@ -321,6 +321,53 @@ def records_in_files(engine: Engine) -> Result:
     )
 
 
+class EvaluatesItself(keras.callbacks.Callback):
+    """What users do in callbacks: other calls of the same engine, in the middle of a training."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self.seen: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seen.append(self._engine.evaluate(self.model, X, LABEL))
+        self.seen.append(self._engine.predict(self.model, X[:1]).sum(keepdims=True)[0].repeat(2))
+
+
+def calls_inside_a_training(engine: Engine) -> Result:
+    keras.utils.set_random_seed(1)
+    norm = keras.layers.BatchNormalization(trainable=False)
+    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dense(CLASSES)])
+    model.compile(_sgd(), SPARSE(from_logits=True), metrics=["accuracy"])
+    if engine.name == "keras":
+        # Keras' evaluate takes the metrics of the training away with it, and its history is replaced by none.
+        return {}
+    watcher = EvaluatesItself(engine)
+    result = engine.fit(model, X, LABEL, callbacks=[watcher])
+    return result | {"seen": np.array(watcher.seen)}
+
+
+def predictions_without_targets(engine: Engine) -> Result:
+    """A compiled model that was never built, and one with several outputs by name."""
+    keras.utils.set_random_seed(1)
+    model = Subclassed()
+    model.compile(_adam(), SPARSE(from_logits=True), metrics=["accuracy"])
+    first = engine.predict(model, X)
+    x = keras.Input((4,))
+    named = keras.Model(x, {"a": keras.layers.Dense(2)(x), "b": keras.layers.Dense(1)(x)})
+    second = engine.predict(named, X[:65])
+    return {"first": first, "a": second["a"], "b": second["b"]}
+
+
+def sparse_rows(engine: Engine) -> Result:
+    keras.utils.set_random_seed(1)
+    x = keras.Input((4,), sparse=True)
+    model = keras.Model(x, keras.layers.Dense(CLASSES)(x))
+    model.compile(_sgd(), SPARSE(from_logits=True))
+    data = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(np.where(X > 0.5, X, 0)), LABEL)).batch(32)
+    return engine.fit(model, data, batch_size=None)
+
+
 FEATURES = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 
 
@@ -338,6 +385,20 @@ def data_sharded_by_the_script(engine: Engine) -> Result:
 
     data = batches if engine.name == "keras" else distfit.local(own_part)
     return engine.fit(classifier(_sgd()), data, batch_size=None)
+
+
+def uneven_parts_of_static_shape(engine: Engine) -> Result:
+    """The last process has fewer batches than the others, and their number of rows is part of their type."""
+    if engine.name == "keras":
+        return {}
+
+    def own_part(context: distfit.InputContext) -> tf.data.Dataset:
+        last = context.rank == context.size - 1
+        rows = slice(0, 8) if last and context.size > 1 else slice(0, 24)
+        return tf.data.Dataset.from_tensor_slices((X[rows], LABEL[rows])).batch(8, drop_remainder=True)
+
+    result = engine.fit(classifier(_sgd()), distfit.local(own_part), batch_size=None)
+    return {"updates": result["updates"]}
 
 
 def moving_means(engine: Engine) -> Result:
@@ -392,7 +453,11 @@ CASES: dict[str, Callable[[Engine], Result]] = {
         steps_per_epoch,
         records_in_files,
         data_sharded_by_the_script,
+        uneven_parts_of_static_shape,
         moving_means,
+        calls_inside_a_training,
+        predictions_without_targets,
+        sparse_rows,
         the_same_bits_again,
     )
 }

@@ -60,7 +60,10 @@ class At(keras.callbacks.Callback):
 
 
 def note_the_time() -> None:
-    (OUT / "broke").write_text(str(time.monotonic()))
+    # Several ranks may break at once, and the first to end stops the others in the middle of a write.
+    own = OUT / f"broke-{os.getpid()}"
+    own.write_text(str(time.monotonic()))
+    own.rename(OUT / "broke")
 
 
 def fail_to_open_the_valve() -> None:

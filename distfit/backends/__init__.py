@@ -19,10 +19,27 @@ _ENGINES = {
     "horovod": ("distfit.backends.horovod", "Horovod"),
 }
 STRATEGIES = ("auto", *_ENGINES)
+_ONE_DEVICE = ("single", "horovod")
 
 
 def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
-    """The engine for a job; `auto` takes what the launcher and the machine suggest.
+    """The engine for a job, not started.
+
+    Args:
+        strategy, devices, topology: as for `settle`.
+
+    Raises:
+        InputError: as `settle`; one that cannot serve several ranks, or an engine that is not installed.
+    """
+    name, devices = settle(strategy, devices, topology)
+    _check_ranks(name, topology)
+    _check_devices(name, devices)
+    module, engine = _ENGINES[name]
+    return getattr(import_module(module), engine)(topology, devices)
+
+
+def settle(strategy: str, devices: int | None, topology: Topology) -> tuple[str, int | None]:
+    """What is asked for in one spelling, so that two ways to ask for the same engine are equal.
 
     Args:
         strategy: one of `STRATEGIES`. `auto` means horovod when the process was started as one of several
@@ -30,8 +47,11 @@ def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
         devices: devices of this process, None for all its GPUs or one CPU.
         topology: where this process stands.
 
+    Returns:
+        The engine's name and its devices, None where one is all that it takes.
+
     Raises:
-        InputError: an unknown strategy, one that cannot serve several ranks, or an engine that is not installed.
+        InputError: an unknown strategy, or devices that are no number of them.
     """
     if strategy not in STRATEGIES:
         raise InputError(
@@ -41,10 +61,7 @@ def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
     if devices is not None and (not isinstance(devices, numbers.Integral) or devices < 1):
         raise InputError(f"Expected devices to be a whole number of at least 1, or None, received {devices!r}.")
     name = _automatic(devices, topology) if strategy == "auto" else strategy
-    _check_ranks(name, topology)
-    _check_devices(name, devices)
-    module, engine = _ENGINES[name]
-    return getattr(import_module(module), engine)(topology, devices)
+    return name, None if devices == 1 and name in _ONE_DEVICE else devices
 
 
 def _automatic(devices: int | None, topology: Topology) -> str:

@@ -53,12 +53,13 @@ class Backend(ABC):
         """Leave the job. Nothing to do for an engine that lives in this process alone."""
         return None
 
-    def build(self, model: Any, data_spec: Any) -> None:
+    def build(self, model: Any, data_spec: Any, targets: bool = True) -> None:
         """Make every variable that a step would make, where several replicas have to share them.
 
         Args:
             model: a Keras model.
             data_spec: tf.TypeSpecs of the (x, y, sample_weight) that it will see.
+            targets: a loss and metrics follow; False for a prediction, which needs the layers alone.
 
         Raises:
             InputError: Keras cannot build the model from the shapes of its data alone.

@@ -7,7 +7,7 @@ name and its `.keras` file does not load.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -48,8 +48,11 @@ def seed_generators_of(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def build(model: Any, data_spec: Any) -> None:
+def build(model: Any, data_spec: Any, targets: bool = True) -> None:
     """Make every variable that a step would make on its first trace: weights, metrics, the optimizer's.
+
+    Args:
+        targets: a loss and metrics follow; False for a prediction, which needs the layers alone.
 
     Raises:
         InputError: Keras cannot build the model from the shapes of its data alone.
@@ -57,7 +60,12 @@ def build(model: Any, data_spec: Any) -> None:
     import keras
 
     try:
-        model._symbolic_build(data_batch=data_spec)
+        if targets:
+            model._symbolic_build(data_batch=data_spec)
+        elif not all(layer.built for layer in model._flatten_layers()):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data_spec)
+            symbols = keras.tree.map_structure(lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), x)
+            keras.src.backend.compute_output_spec(model, symbols, training=False)
     except (RuntimeError, ValueError) as error:
         shapes = keras.tree.map_structure(lambda spec: str(spec.shape), data_spec)
         raise InputError(
@@ -65,6 +73,20 @@ def build(model: Any, data_spec: Any) -> None:
             f"share its variables, received: {error} Call the model on one batch before passing it, or correct its "
             "data or loss."
         ) from error
+
+
+@contextmanager
+def replaced(thing: Any, method: str, own: Any) -> Iterator[None]:
+    """A method of one object for a while; what was there before comes back, another run's hook included."""
+    before = vars(thing).get(method)
+    thing.__dict__[method] = own
+    try:
+        yield
+    finally:
+        if before is None:
+            del thing.__dict__[method]
+        else:
+            thing.__dict__[method] = before
 
 
 @contextmanager
@@ -87,16 +109,15 @@ def _optimizer_variables(model: Any) -> Sequence[Any]:
 def _reduced_already(optimizer: Any, strategy: tf.distribute.Strategy | None) -> Iterator[None]:
     """The optimizer takes gradients as they are, and finds its state under the strategy's variables."""
     own_strategy, own_indices = optimizer._distribution_strategy, optimizer._trainable_variables_indices
-    optimizer.__dict__["_all_reduce_sum_gradients"] = lambda gradients_and_variables: gradients_and_variables
     if strategy is not None:
         optimizer._distribution_strategy = strategy
         optimizer._trainable_variables_indices = {
             optimizer._var_key(variable): index for index, variable in enumerate(optimizer._trainable_variables)
         }
     try:
-        yield
+        with replaced(optimizer, "_all_reduce_sum_gradients", lambda gradients_and_variables: gradients_and_variables):
+            yield
     finally:
-        del optimizer.__dict__["_all_reduce_sum_gradients"]
         optimizer._distribution_strategy = own_strategy
         optimizer._trainable_variables_indices = own_indices
 
@@ -111,11 +132,9 @@ def _own_stream(generator: Any, backend: Backend) -> Iterator[None]:
         replica = backend.replica()
         return seed if replica == 0 else seed + tf.constant([_STREAM_STEP * replica, 0], seed.dtype)
 
-    generator.__dict__["next"] = folded
-    try:
+    # Inside a run of another call (an evaluation by a callback) the stream is the replica's own already.
+    with nullcontext() if "next" in vars(generator) else replaced(generator, "next", folded):
         yield
-    finally:
-        del generator.__dict__["next"]
 
 
 @contextmanager

@@ -65,10 +65,10 @@ class Horovod(Backend):
     def stop(self) -> None:
         self._hvd.shutdown()
 
-    def build(self, model: Any, data_spec: Any) -> None:
+    def build(self, model: Any, data_spec: Any, targets: bool = True) -> None:
         from distfit.backends.hooks import build
 
-        build(model, data_spec)
+        build(model, data_spec, targets)
 
     @contextmanager
     def adopted(self, model: Any) -> Iterator[None]:

@@ -53,8 +53,8 @@ class Mirrored(Backend):
         self.topology = self.topology.with_replicas(len(self.devices))
         self._strategy = _Strategy(self.devices, cross_device_ops=_reducer(self.devices))
 
-    def build(self, model: Any, data_spec: Any) -> None:
-        build(model, data_spec)
+    def build(self, model: Any, data_spec: Any, targets: bool = True) -> None:
+        build(model, data_spec, targets)
 
     @contextmanager
     def adopted(self, model: Any) -> Iterator[None]:

@@ -22,12 +22,20 @@ WRITERS = (
 )
 
 
-def callbacks_of_rank(callbacks: Any, is_chief: bool) -> list[Any]:
+# They write and read back, each in a way of its own: on every rank they would write over each other's file, on
+# the chief alone the others would not be restored.
+RESTORERS = tuple(
+    getattr(keras.callbacks, name) for name in ("BackupAndRestore", "OrbaxCheckpoint") if hasattr(keras.callbacks, name)
+)
+
+
+def callbacks_of_rank(callbacks: Any, is_chief: bool, size: int) -> list[Any]:
     """The user's callbacks that run on this rank, in their order. Subclasses follow their base.
 
     Args:
         callbacks: what keras.Model.fit takes: None, one callback, a list of them, or a CallbackList.
         is_chief: whether this rank writes.
+        size: ranks of the job.
 
     Raises:
         InputError: something in the list is no Keras callback, or needs what several ranks cannot give yet.
@@ -38,6 +46,11 @@ def callbacks_of_rank(callbacks: Any, is_chief: bool) -> list[Any]:
             raise InputError(
                 f"Expected callbacks to be keras.callbacks.Callback objects, received {type(callback).__name__}. "
                 "Subclass keras.callbacks.Callback, or wrap a function in keras.callbacks.LambdaCallback."
+            )
+        if size > 1 and isinstance(callback, RESTORERS):
+            raise InputError(
+                f"Expected callbacks that {size} ranks can share, received {type(callback).__name__}, which every "
+                "rank would write to the same files. Pass checkpoint=... to keep the model after each epoch."
             )
     return [callback for callback in given if is_chief or not isinstance(callback, WRITERS)]
 

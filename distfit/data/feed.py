@@ -96,12 +96,13 @@ class Feed(EpochIterator):
         return source.dataset(number).map(cut)
 
     def void(self, batch: Batch | None) -> Batch:
-        """A batch in which no row counts: the last one's first rows, or zeros before there was any."""
+        """A batch in which no row counts: the last one again, of whose shape the step may have been made, or
+        zeros before there was any."""
         if batch is None:
             zeros = tf.nest.map_structure(_zeros, self.element_spec, expand_composites=True)
             return zeros[0], tuple((tf.zeros([], tf.int64), data) for _, data in zeros[1])
         fingerprint, shards = batch
-        return fingerprint, tuple((tf.zeros([], tf.int64), _first_row(data)) for _, data in shards)
+        return fingerprint, tuple((tf.zeros([], tf.int64), data) for _, data in shards)
 
 
 class _Pass:
@@ -170,11 +171,19 @@ def _slice(rows: Any, origin: Any, data: Any, part: int, parts: int) -> tuple[An
     count = each + tf.cast(part < extra, tf.int64)
     first = tf.where(count > 0, start - origin, 0)
     stop = first + tf.maximum(count, 1)
-    return count, tf.nest.map_structure(lambda leaf: leaf[first:stop], data)
+    return count, tf.nest.map_structure(lambda leaf: _rows(leaf, first, stop), data)
 
 
-def _first_row(data: Any) -> Any:
-    return tf.nest.map_structure(lambda leaf: leaf[:1], data)
+def _rows(leaf: Any, first: Any, stop: Any) -> Any:
+    """Rows of a tensor of any kind; of None (an output without weights) none."""
+    if leaf is None:
+        return None
+    if isinstance(leaf, tf.SparseTensor):
+        rest = leaf.dense_shape[1:]
+        rows = tf.sparse.slice(leaf, tf.concat([[first], tf.zeros_like(rest)], 0), tf.concat([[stop - first], rest], 0))
+        static = [None, *leaf.shape[1:]]
+        return tf.SparseTensor(rows.indices, rows.values, tf.ensure_shape(rows.dense_shape, [len(static)]))
+    return leaf[first:stop]
 
 
 def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
@@ -186,6 +195,8 @@ def _fingerprint(data: Any) -> tf.Tensor:
     """A number below 2**20 that depends on every byte of a batch (FarmHash64 of its tensors)."""
     total = tf.zeros([], tf.int64)
     for leaf in tf.nest.flatten(data, expand_composites=True):
+        if leaf is None:
+            continue
         own = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(leaf), _FINGERPRINTS)
         total = (total * 31 + own) % _FINGERPRINTS
     return total

@@ -135,13 +135,13 @@ def _matching(pattern: str) -> list[str]:
         )
     found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
     if not found:
-        raise InputError(f"Expected TFRecord files at {pattern!r}, received none: {_what_is_there(pattern)}.")
+        raise InputError(f"Expected TFRecord files at {pattern!r}, received none: {_what_is_there(pattern)}")
     return found
 
 
 def _existing(path: str) -> str:
     if not os.path.isfile(path):
-        raise InputError(f"Expected TFRecord files, received {path!r} in their list: {_what_is_there(path)}.")
+        raise InputError(f"Expected TFRecord files, received {path!r} in their list: {_what_is_there(path)}")
     return path
 
 
@@ -151,7 +151,7 @@ def _what_is_there(path: str) -> str:
     while not os.path.isdir(folder):
         folder, name = os.path.split(folder)
     here = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    hint = nearest(name, here) if 0 < len(here) <= 5 or _close(name, here) else _listing(folder)
+    hint = nearest(name, here) if 0 < len(here) <= 5 or _close(name, here) else f"{_listing(folder)}."
     return f"there is no {name!r} in {folder!r}; {hint}"
 
 

@@ -55,7 +55,10 @@ def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
     if seed_generators_of(model):
         notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
     if overrides(model, "compute_loss"):
-        notes.append("The model's own compute_loss counts as a mean over rows.")
+        notes.append(
+            "The model's own compute_loss counts as a mean over rows; a metric that it updates with a mean of its "
+            "own becomes a mean over replicas."
+        )
     notes.extend(
         f"{name}: a replica's state is added to the others', as is right for sums and counts only."
         for name in _metrics_of_users(model)

@@ -91,12 +91,17 @@ class Loop:
         self._model.stop_predicting = False
         callbacks.on_predict_begin()
         collected: list[list[Any]] = []
-        with self._step.installed(), feed.catch_stop_iteration():
+        seen: list[Any] = []
+        with feed.catch_stop_iteration():
             for first, last, batches in feed:
                 callbacks.on_predict_batch_begin(first)
-                outputs, _ = self._run(self._step.predict, feed, next(batches), every_replica=True)
+                outputs, flags = self._run(self._step.predict, feed, next(batches), every_replica=True)
+                seen.append(flags)
                 collected.append([keras.tree.map_structure(np.asarray, output) for output in outputs])
                 callbacks.on_predict_batch_end(last, {"outputs": collected[-1][0]})
+        # No step of a prediction waits for another rank, so what they saw is compared here, once for all.
+        for step, flags in enumerate(self._session.transport.sum(np.array(seen, np.float64).reshape(-1, 3))):
+            check_same_batches(flags, self._session.size, step + 1)
         callbacks.on_predict_end()
         return collected
 

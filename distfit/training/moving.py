@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from distfit.backends.hooks import replaced
 
 
 class _Current(threading.local):
@@ -30,13 +32,10 @@ _current = _Current()
 def installed(model: Any) -> Iterator[None]:
     """Every floating-point weight without a gradient tells when it is assigned. Undone on the way out."""
     weights = [weight for weight in model.non_trainable_weights if "float" in weight.dtype]
-    for weight in weights:
-        weight.__dict__["assign"] = _noting(weight, weight.assign)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for weight in weights:
-            del weight.__dict__["assign"]
+            stack.enter_context(replaced(weight, "assign", _noting(weight, weight.assign)))
+        yield
 
 
 @contextmanager

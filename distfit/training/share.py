@@ -44,8 +44,8 @@ class Whole:
     def summed(self, tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
         return list(tensors)
 
-    def kept(self, variables: Sequence[Any], rows: Any, update: Update) -> Any:
-        return update()
+    def kept(self, variables: Sequence[Any], rows: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def rows_of(self, outputs: Any, rows: Any) -> Any:
         return outputs
@@ -128,13 +128,13 @@ class Part:
         dense = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
         return sum_in_buckets(self._backend, dense)
 
-    def kept(self, variables: Sequence[Any], rows: Any, update: Update) -> Any:
-        """Run an update whose effect on `variables` is undone where this replica has no rows."""
+    @contextmanager
+    def kept(self, variables: Sequence[Any], rows: Any) -> Iterator[None]:
+        """What happens inside has no effect on `variables` where this replica has no rows."""
         before = [tf.identity(variable.value) for variable in variables]
-        result = update()
+        yield
         for variable, old in zip(variables, before, strict=True):
             variable.assign(tf.where(rows > 0, variable.value, old))
-        return result
 
     def rows_of(self, outputs: Any, rows: Any) -> Any:
         return keras.tree.map_structure(lambda output: output[:rows], outputs)

@@ -48,6 +48,23 @@ class Step:
         """One update; Keras' logs as this replica sees them, and the summed flags."""
         if overrides(self._model, "train_step"):
             return self._model.train_step(data), flags
+        # From the first line: layers and an overridden compute_loss may feed metrics as well.
+        with self._share.kept(metric_variables(self._model), rows):
+            return self._train(rows, flags, data)
+
+    def test(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
+        """The loss and metrics of this replica's rows; Keras' logs as it sees them, and the summed flags."""
+        if overrides(self._model, "test_step"):
+            return self._model.test_step(data), flags
+        with self._share.kept(metric_variables(self._model), rows):
+            return self._test(rows, flags, data)
+
+    def predict(self, rows: Any, flags: Any, data: Any) -> tuple[Any, Any]:
+        """The outputs for this replica's rows, none for a replica without; and its own flags."""
+        outputs = self._model.predict_step(data)
+        return self._share.rows_of(outputs, rows), flags
+
+    def _train(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
         model, (x, y, sample_weight) = self._model, unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             with self._share.moving_averages() as moved:
@@ -56,21 +73,13 @@ class Step:
             own_loss = model.optimizer.scale_loss(weights.own_loss(loss))
         gradients = tape.gradient(own_loss, model.trainable_weights)
         self._update(weights, gradients, moved)
-        return self._metrics(x, y, y_pred, sample_weight, rows), weights.agreed
+        return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight), weights.agreed
 
-    def test(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
-        """The loss and metrics of this replica's rows; Keras' logs as it sees them, and the summed flags."""
-        if overrides(self._model, "test_step"):
-            return self._model.test_step(data), flags
+    def _test(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
         x, y, sample_weight = unpack_x_y_sample_weight(data)
         y_pred = self._forward(x, training=False)
         weights, _ = self._loss(x, y, y_pred, sample_weight, rows, flags, training=False)
-        return self._metrics(x, y, y_pred, sample_weight, rows), weights.agreed
-
-    def predict(self, rows: Any, flags: Any, data: Any) -> tuple[Any, Any]:
-        """The outputs for this replica's rows, none for a replica without; and its own flags."""
-        outputs = self._model.predict_step(data)
-        return self._share.rows_of(outputs, rows), flags
+        return self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight), weights.agreed
 
     def _forward(self, x: Any, training: bool) -> Any:
         return self._model(x, training=training) if self._model._call_has_training_arg else self._model(x)
@@ -106,13 +115,6 @@ class Step:
                 self._model.optimizer.apply_gradients(
                     [(reduced.get(index), variable) for index, variable in enumerate(variables)]
                 )
-
-    def _metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any) -> dict:
-        return self._share.kept(
-            metric_variables(self._model),
-            rows,
-            lambda: self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-        )
 
 
 def overrides(model: Any, method: str) -> bool:

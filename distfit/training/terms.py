@@ -60,7 +60,10 @@ def installed(model: Any) -> Iterator[None]:
         yield
         return
     own = compiled._flat_losses
-    compiled._flat_losses = [entry._replace(loss=_Term(entry.loss)) for entry in own]
+    # Inside another run of the same model (an evaluation by a callback) they are terms already.
+    compiled._flat_losses = [
+        entry if isinstance(entry.loss, _Term) else entry._replace(loss=_Term(entry.loss)) for entry in own
+    ]
     try:
         yield
     finally:
