@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import numbers
 import os
@@ -42,6 +43,14 @@ def keras_model(model: Any) -> keras.Model:
     return built
 
 
+def predictable_model(model: Any, replicas: int) -> keras.Model:
+    """As `keras_model`, and one whose batches so many replicas can share."""
+    model = keras_model(model)
+    if replicas > 1:
+        shareable(model, replicas)
+    return model
+
+
 def compiled_model(model: Any, step: str, replicas: int) -> keras.Model:
     """As `keras_model`, and compiled for a step that so many replicas can share.
 
@@ -67,7 +76,31 @@ def compiled_model(model: Any, step: str, replicas: int) -> keras.Model:
             f"{type(model).__name__} overrides {step}, which distfit can run with one replica only so far, and this "
             f"job has {replicas}. Override compute_loss or compute_metrics instead, or train with one replica."
         )
+    if replicas > 1:
+        shareable(model, replicas)
     return model
+
+
+def shareable(model: keras.Model, replicas: int) -> None:
+    """Refuse what replicas that share a batch would compute wrongly, or could not compute at all.
+
+    Raises:
+        InputError: the model's inputs have a fixed number of rows, or it normalises over all replicas' rows.
+    """
+    fixed = [tensor.shape[0] for tensor in (getattr(model, "inputs", None) or []) if tensor.shape[0] is not None]
+    if fixed:
+        raise InputError(
+            f"Expected inputs of any number of rows, of which {replicas} replicas each take a part, received a "
+            f"{type(model).__name__} built for batches of {fixed[0]}. Build it with keras.Input(shape=...) without "
+            "the batch, or train with one replica."
+        )
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            raise InputError(
+                f"Expected BatchNormalization of each replica's own rows, received synchronized=True in {layer.name} "
+                f"and {replicas} replicas: Keras' version does not cross ranks, and counts rows twice where a replica "
+                "has none. Leave synchronized out, or train with one replica."
+            )
 
 
 def arguments(verbose: Any, **given: Any) -> None:
@@ -186,11 +219,11 @@ def _try_to_write(folder: Path) -> None:
         there = there.parent
     try:
         if not there.is_dir():
-            raise NotADirectoryError(f"{there} is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.TemporaryFile(dir=there):
             return
     except OSError as error:
         raise InputError(
-            f"Expected to be able to write to the folder {folder}, received: {error}. Choose another folder or correct "
-            "its permissions."
+            f"Expected to be able to write to the folder {folder}, received: "
+            f"{error.strerror or error} ({there}). Choose another folder or correct its permissions."
         ) from error

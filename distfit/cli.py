@@ -55,8 +55,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Build data sets of TFRecord shards.", no_args_is_help=True, rich_markup_mode=None)
-horovod_app = typer.Typer(help="Horovod, for jobs of several ranks.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Build data sets of TFRecord shards.\n\n\b\nExample:\n  distfit data build --from digits data/digits",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+horovod_app = typer.Typer(
+    help="Horovod, for jobs of several ranks.\n\n\b\nExample:\n  distfit horovod install",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(data_app, name="data")
 app.add_typer(horovod_app, name="horovod")
 
@@ -69,6 +77,8 @@ class BuiltIn(StrEnum):
 
 def main() -> None:
     """What the command `distfit` runs."""
+    # TensorFlow reads it when it is imported; its notes on this machine's CPU would come from every rank.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app(prog_name="distfit")
 
 
@@ -112,8 +122,6 @@ def train(
     run = load(config, overrides or [])
     # As `python -m` does: `model: mine:build` finds mine.py in the current folder.
     sys.path.insert(0, os.getcwd())
-    # TensorFlow reads it when it is imported; its notes on this machine's CPU would come from every rank.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from distfit import experiment
 
     experiment.train(run)

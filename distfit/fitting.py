@@ -18,7 +18,7 @@ from distfit import checks, prepare
 from distfit.data.sources import Request
 from distfit.monitor.announce import announce
 from distfit.seeds import settle_seed
-from distfit.session import STALL_LIMIT_S, init
+from distfit.session import init
 from distfit.training.loop import Loop
 
 ModelOrBuilder: TypeAlias = keras.Model | Callable[[], keras.Model]
@@ -48,7 +48,7 @@ def fit(
     seed: int | None = None,
     log_dir: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | None = None,
-    stall_limit_s: float = STALL_LIMIT_S,
+    stall_limit_s: float | None = None,
 ) -> keras.callbacks.History:
     """Train a Keras model: keras.Model.fit, however the script was launched.
 
@@ -129,7 +129,7 @@ def evaluate(
     *,
     strategy: str = "auto",
     devices: int | None = None,
-    stall_limit_s: float = STALL_LIMIT_S,
+    stall_limit_s: float | None = None,
 ) -> Any:
     """The loss and metrics over some data: keras.Model.evaluate, each row once, however launched.
 
@@ -170,7 +170,7 @@ def predict(
     *,
     strategy: str = "auto",
     devices: int | None = None,
-    stall_limit_s: float = STALL_LIMIT_S,
+    stall_limit_s: float | None = None,
 ) -> Any:
     """The model's outputs: keras.Model.predict, computed by all replicas.
 
@@ -192,7 +192,7 @@ def predict(
     with session.running("predicting"):
         session.same("predict", x=type(x).__name__, batch_size=batch_size, steps=steps)
         session.agree(lambda: checks.arguments(verbose, steps=steps))
-        model = session.agree(lambda: checks.keras_model(model))
+        model = session.agree(lambda: checks.predictable_model(model, session.num_replicas))
         feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (

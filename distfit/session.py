@@ -52,6 +52,9 @@ class Session:
         self.watch.install_hooks()
         self.transport: Transport = _Watched(backend.transport, self.watch)
 
+    def __repr__(self) -> str:
+        return f"<distfit session: {self.backend.title}, rank {self.rank} of {self.size}, {self.num_replicas} replicas>"
+
     @property
     def rank(self) -> int:
         """This process's number in the job, 0 for the chief."""
@@ -183,7 +186,7 @@ class _Watched:
 _current: Session | None = None
 
 
-def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: float = STALL_LIMIT_S) -> Session:
+def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: float | None = None) -> Session:
     """Start the engine, or return the session that is there.
 
     Args:
@@ -192,7 +195,8 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
             DISTFIT_STRATEGY overrides it.
         devices: devices of this process; None means all GPUs, or one CPU. Without GPUs, so many logical CPU
             devices are made. The environment variable DISTFIT_DEVICES overrides it.
-        stall_limit_s: seconds that a rank may stay away from a collective before the run ends.
+        stall_limit_s: seconds that a rank may stay away from a collective before the run ends. None leaves what
+            an earlier call said, 600 at first.
 
     Raises:
         InputError: the strategy is unknown, not installed or cannot serve this job, or its devices are not there.
@@ -205,6 +209,8 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         settled = settle(*asked, topology)
         # Starting the same engine again would stop it for both: Horovod is one for the whole process.
         if _current is not None and (settled == _current.asked or asked == ("auto", None)):
+            if stall_limit_s is not None:
+                _current.watch.limit(stall_limit_s)
             return _current
         log.speak_as(topology.is_chief)
         backend = choose(*asked, topology)
@@ -216,7 +222,7 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         _refuse_on_one_rank(error, topology)
         raise
     _leave()
-    _current = Session(backend, settled, stall_limit_s)
+    _current = Session(backend, settled, STALL_LIMIT_S if stall_limit_s is None else stall_limit_s)
     log.speak_as(_current.is_chief)
     return _current
 
@@ -247,7 +253,9 @@ def _overridden_by_environment(strategy: str, devices: int | None) -> tuple[str,
     return strategy, int(text)
 
 
-def _check_limit(stall_limit_s: float) -> None:
+def _check_limit(stall_limit_s: float | None) -> None:
+    if stall_limit_s is None:
+        return
     if not isinstance(stall_limit_s, numbers.Real) or not stall_limit_s > 0:
         raise InputError(f"Expected stall_limit_s to be a number of seconds above 0, received {stall_limit_s!r}.")
 

@@ -106,6 +106,7 @@ def kill_the_chief() -> None:
 
 
 def stall() -> None:
+    distfit.init()  # as in README: the limit of `fit` counts all the same
     train(callbacks=[At(1, sleep_like_a_dormouse)], stall_limit_s=4)
 
 

@@ -188,7 +188,9 @@ def test_bad_argument_is_refused(case, here):
 def test_unwritable_run_folder_is_refused(here):
     (here / "file").write_text("in the way")
     for argument in ("log_dir", "checkpoint"):
-        message = "Expected to be able to write to the folder file/run, received: file is no folder. Choose another"
+        message = (
+            "Expected to be able to write to the folder file/run, received: Not a directory .file.. Choose another"
+        )
         refused(lambda name=argument: fit(**{name: "file/run"}), message, here)
 
 
@@ -357,7 +359,7 @@ def damage(path, **changes):
         ),
         (["data.path=empty"], "Expected dataset.json in the folder 'empty', received a folder without it"),
         (["data.train=trian"], "received 'trian'; did you mean 'train'?"),
-        (["run_dir=run.yaml/x"], "write to the folder run.yaml/x, received: run.yaml is no folder"),
+        (["run_dir=run.yaml/x"], "write to the folder run.yaml/x, received: Not a directory .run.yaml."),
         (["strategy=sngle"], "received 'sngle'; did you mean 'single'"),
         (["batch_size=0"], "Expected .*batch_size.* received 0"),
         (
@@ -409,7 +411,7 @@ SAID_BY_ALL = {
     "uncompiled model": "Expected a compiled model",
     "generator": "received a Python generator, which each of the 2 ranks would run",
     "rows of different number": "Data cardinality is ambiguous",
-    "unwritable folder": "is no folder. Choose another folder",
+    "unwritable folder": "Not a directory ",
     "seed": "Expected seed",
     "verbose": "Expected verbose",
     "unknown strategy": "did you mean 'horovod'?",

@@ -5,6 +5,7 @@ import pytest
 import distfit
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
+from distfit.checks import shareable
 from distfit.errors import InputError
 
 
@@ -60,6 +61,17 @@ def test_the_saved_model_is_replaced_whole(model, tmp_path, monkeypatch):
         saver.on_epoch_end(1)
     assert path.read_bytes() == good
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_replicas_would_compute_wrongly_is_refused():
+    normal = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    shareable(normal, replicas=2)
+    synchronized = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(synchronized=True)])
+    with pytest.raises(InputError, match="synchronized=True in batch_normalization"):
+        shareable(synchronized, replicas=2)
+    fixed = keras.Sequential([keras.Input(batch_shape=(8, 2)), keras.layers.Dense(1)])
+    with pytest.raises(InputError, match="built for batches of 8"):
+        shareable(fixed, replicas=2)
 
 
 def test_an_evaluation_leaves_the_history_of_the_training(model):

@@ -187,6 +187,16 @@ def test_a_terminal_keeps_one_line_an_epoch(monkeypatch):
     assert hidden < shown_again
 
 
+def test_a_narrow_terminal_shows_all_of_the_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream, clock = Screen(), Clock()
+    train(board(stream, clock), clock, logs={"loss": 0.25, "accuracy": 0.5, "auc": 0.125})
+    shown = stream.getvalue().split("\x1b[2K")[-1]
+    assert "step 4/4" in shown
+    assert "auc: 0.1250" in shown
+
+
 def test_loss_comes_first_and_arrays_are_averaged():
     assert format_logs({"b": 0.0, "a": [1.0, 2.0], "loss": 12.5}) == "loss: 12.5000 - b: 0.0000 - a: 1.5000"
 

@@ -62,7 +62,8 @@ class Feed(EpochIterator):
     @property
     def data_spec(self) -> Any:
         """The tf.TypeSpecs of one replica's (x, y, sample_weight)."""
-        return self.element_spec[1][0][1]
+        spec = self.element_spec[1][0][1]
+        return tf.nest.map_structure(lambda leaf: None if isinstance(leaf, tf.NoneTensorSpec) else leaf, spec)
 
     def start_at(self, epoch: int) -> None:
         """The next pass over the data is that of this epoch."""

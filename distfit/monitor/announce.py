@@ -28,10 +28,11 @@ def announce(
 ) -> None:
     """The start block, on the chief. Collective: hosts and devices come from every rank."""
     places = session.transport.gather((session.topology.host, session.backend.devices))
+    hosts = [host for host, _ in places]
     facts = StartFacts(
         strategy=session.backend.title,
         ranks=session.size,
-        hosts=[host for host, _ in places],
+        hosts=hosts if len(set(hosts)) > 1 else hosts[:1],
         devices=[device for _, devices in places for device in devices],
         replicas=session.num_replicas,
         global_batch=train.source.batch_size,
@@ -56,16 +57,31 @@ def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
         notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
     if overrides(model, "compute_loss"):
         notes.append(
-            "The model's own compute_loss counts as a mean over rows; a metric that it updates with a mean of its "
-            "own becomes a mean over replicas."
+            "The model's own compute_loss counts as a mean over rows; so does a scalar that it gives "
+            "to a keras.metrics.Mean."
         )
     notes.extend(
         f"{name}: a replica's state is added to the others', as is right for sums and counts only."
         for name in _metrics_of_users(model)
     )
+    notes.extend(
+        f"{name}: weights that it assigns by itself become their mean over the replicas, weighted by rows, as is "
+        "right for averages only."
+        for name in _layers_of_users_with_state(model)
+    )
     if model.jit_compile and not supports_jit:
         notes.append("jit_compile is off: the step contains collectives, which XLA cannot compile.")
     return notes
+
+
+def _layers_of_users_with_state(model: keras.Model) -> list[str]:
+    """Classes of layers that are not Keras' own and hold floating-point weights that no gradient moves."""
+    holders = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if any(not variable.trainable and "float" in variable.dtype for variable in layer._non_trainable_variables)
+    ]
+    return sorted({type(layer).__name__ for layer in holders if not type(layer).__module__.startswith("keras.")})
 
 
 def _metrics_of_users(model: keras.Model) -> list[str]:

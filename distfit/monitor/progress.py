@@ -4,9 +4,10 @@
         global_batch=64, records=50_000, steps=782, epochs=10, validation_steps=157, verbose="auto"
     )                                   # a keras.callbacks.Callback
 
-On a terminal one line is redrawn at most four times a second and each epoch leaves one summary line; in a
-pipe or a log file there are plain lines: one every ten seconds and one at the end of each epoch. Values are
-turned into floats only when a line is drawn, so that the device is not asked at every step.
+On a terminal one line (two where it is narrow) is redrawn at most four times a second and each epoch leaves
+one summary line; in a pipe or a log file there are plain lines: one every ten seconds and one at the end of
+each epoch. Values are turned into floats only when a line is drawn, so that the device is not asked at every
+step.
 """
 
 import sys
@@ -305,7 +306,7 @@ class Board:
             f"step {fraction(pace.done, pace.steps)}",
             left + ("" if run is None else f" (run {format_seconds(run)})"),
             format_speed(pace.records_per_second),
-            format_logs(self._logs),  # last, as a narrow terminal cuts the end
+            format_logs(self._logs),
         )
         return text, pace.done / pace.steps if pace.steps else None
 
@@ -389,7 +390,7 @@ def _bar_and_text(text: str, fraction: float | None) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    line = Text(text, no_wrap=True, overflow="ellipsis")
+    line = Text(text)  # wrapped, as a line with a metric and a speed does not fit into 80 columns
     if fraction is None:
         return line
     grid = Table.grid(padding=(0, 1))

@@ -19,7 +19,8 @@ import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
 from distfit.data.feed import Batch, Feed, check_same_batches, flags_of
-from distfit.training.metrics import global_results
+from distfit.log import warn_once
+from distfit.training.metrics import global_results, leave_global
 from distfit.training.step import Step
 
 if TYPE_CHECKING:
@@ -78,12 +79,15 @@ class Loop:
             if epochs > 0:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
             callbacks.on_train_end(logs=logs)
+        self._leave_global()
         return model.history
 
     def evaluate(self, feed: Feed, callbacks: keras.callbacks.CallbackList) -> dict[str, Any]:
         """The loss and metrics over a feed, by name, from state summed over all replicas."""
         with self._step.installed():
-            return self._evaluate(feed, callbacks)
+            results = self._evaluate(feed, callbacks, "evaluation")
+        self._leave_global()
+        return results
 
     def predict(self, feed: Feed, callbacks: keras.callbacks.CallbackList) -> list[list[Any]]:
         """This process's outputs: for each step, one structure of NumPy arrays a local replica."""
@@ -121,12 +125,12 @@ class Loop:
         )
         epoch_logs = dict(self._results(logs))
         if validation is not None and model._should_eval(epoch, validation.freq):
-            results = self._evaluate(validation.feed, callbacks)
+            results = self._evaluate(validation.feed, callbacks, f"epoch {epoch + 1}, validation")
             epoch_logs.update({f"val_{name}": value for name, value in results.items()})
         callbacks.on_epoch_end(epoch, epoch_logs)
         return epoch_logs
 
-    def _evaluate(self, feed: Feed, callbacks: keras.callbacks.CallbackList) -> dict[str, Any]:
+    def _evaluate(self, feed: Feed, callbacks: keras.callbacks.CallbackList, where: str) -> dict[str, Any]:
         feed.reset()
         model = self._model
         model.stop_evaluating = False
@@ -138,7 +142,7 @@ class Loop:
             callbacks.on_test_batch_begin,
             callbacks.on_test_batch_end,
             "stop_evaluating",
-            "evaluation",
+            where,
         )
         results = pythonify_logs(self._results(logs))
         callbacks.on_test_end(results)
@@ -221,7 +225,18 @@ class Loop:
             # A model's own train_step may log what is no metric of the model: Keras shows that instead.
             return self._model._get_metrics_result_or_logs(logs)
         with self._session.watch.waiting("the sum of metrics"):
-            return global_results(self._model, self._backend)
+            results = global_results(self._model, self._backend)
+        unknown = sorted(set(logs) - set(results))
+        if unknown:
+            warn_once(
+                f"{', '.join(unknown)} in what compute_metrics returns is no metric of the model, so that replicas "
+                "cannot add it up: left out. Make it a keras.metrics.Metric of the model."
+            )
+        return results
+
+    def _leave_global(self) -> None:
+        if self._session.topology.num_replicas > 1:
+            leave_global(self._model, self._backend)
 
     def _any_wants_to_stop(self) -> bool:
         with self._session.watch.waiting("the end of an epoch"):

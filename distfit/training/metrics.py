@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 
 
 def global_results(model: Any, backend: Backend) -> dict[str, Any]:
-    """The model's metrics over all rows since their last reset, by name. Collective; waits for the device.
+    """The model's metrics over all rows since their last reset, by name. Collective; waits for the device."""
+    with keras.StatelessScope(state_mapping=_summed_states(model, backend)):
+        # Converted here: a result that is the variable itself would be read outside the scope, on one replica.
+        return keras.tree.map_structure(tf.convert_to_tensor, model.get_metrics_result())
+
+
+def leave_global(model: Any, backend: Backend) -> None:
+    """Leave the state over all rows in the model's metrics, where Keras leaves it. Collective."""
+    for variable, total in _summed_states(model, backend):
+        variable.assign(total)
+
+
+def _summed_states(model: Any, backend: Backend) -> list[tuple[Any, tf.Tensor]]:
+    """Every metric variable with its sum over all replicas.
 
     All states travel as one float64 vector, in which counts up to 2**53 and every float32 are exact.
     """
@@ -29,6 +42,4 @@ def global_results(model: Any, backend: Backend) -> dict[str, Any]:
         tf.constant(total.reshape(state.shape), dtype=variable.dtype)
         for total, state, variable in zip(summed, local, variables, strict=False)
     ]
-    with keras.StatelessScope(state_mapping=list(zip(variables, states, strict=True))):
-        # Converted here: a result that is the variable itself would be read outside the scope, on one replica.
-        return keras.tree.map_structure(tf.convert_to_tensor, model.get_metrics_result())
+    return list(zip(variables, states, strict=True))

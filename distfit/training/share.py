@@ -11,12 +11,13 @@ trackers of Keras, whose states are summed over replicas, then come out right by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
+from distfit.backends.hooks import replaced
 from distfit.training import moving, terms
 from distfit.training.reduction import sum_in_buckets
 
@@ -164,7 +165,8 @@ class PartWeights:
     def loss(self, model: Any, compute_loss: Update, additional: Sequence[tuple[Any, bool]]) -> Any:
         """The loss in Keras' view."""
         if self._term_shares is None:
-            with _losses_given(model, [loss for loss, _ in additional]):
+            given = [loss for loss, _ in additional]
+            with _losses_given(model, given), _means_over_rows(model, self._row_share):
                 return self._by_rows(compute_loss())
         given = [self._by_rows(loss) if of_rows else loss for loss, of_rows in additional]
         with _losses_given(model, given):
@@ -183,6 +185,28 @@ class PartWeights:
 
     def _by_rows(self, loss: Any) -> Any:
         return loss * tf.cast(self._row_share * self._replicas, loss.dtype)
+
+
+@contextmanager
+def _means_over_rows(model: Any, row_share: Any) -> Iterator[None]:
+    """A `keras.metrics.Mean` that is given a scalar counts it by rows, as the loss beside it is counted."""
+    with ExitStack() as stack:
+        for metric in model.metrics:
+            if type(metric) is keras.metrics.Mean:
+                stack.enter_context(replaced(metric, "update_state", _by_rows(metric, row_share)))
+        yield
+
+
+def _by_rows(metric: Any, row_share: Any) -> Callable[..., Any]:
+    update = metric.update_state
+
+    def updating(values: Any, sample_weight: Any = None) -> Any:
+        if keras.ops.ndim(values) == 0:
+            share = tf.cast(row_share, metric.dtype)
+            sample_weight = share if sample_weight is None else share * tf.cast(sample_weight, metric.dtype)
+        return update(values, sample_weight=sample_weight)
+
+    return updating
 
 
 def _ratio(local: Any, total: Any) -> Any:

@@ -13,19 +13,20 @@ class Here:
         position: where the loop is, for messages ("epoch 2, step 17"); "" outside of training.
         wait: (what, since when on the monotonic clock) while inside something collective, else None.
         inside: what this rank does in a section that needs every rank ("training"); "" outside of one.
+        limit_s: seconds, > 0, that one wait may take.
         started: sections entered so far.
         done: number of the last section that ended well. A rank that left normally is missed only in
             sections with a greater number, so that ranks may end a section at different times.
     """
 
-    __slots__ = ("_limit_s", "_told", "done", "inside", "position", "started", "wait")
+    __slots__ = ("_told", "done", "inside", "limit_s", "position", "started", "wait")
 
     def __init__(self, stall_limit_s: float) -> None:
         self.position = ""
         self.wait: tuple[str, float] | None = None
         self.inside = ""
         self.started = self.done = 0
-        self._limit_s = stall_limit_s
+        self.limit_s = stall_limit_s
         self._told = False
 
     def section(self) -> Message:
@@ -35,10 +36,15 @@ class Here:
     def stalled(self) -> Message | None:
         """The message to send when this rank has waited for longer than the limit; once."""
         wait = self.wait
-        if wait is None or self._told or time.monotonic() - wait[1] < self._limit_s:
+        if wait is None or self._told or time.monotonic() - wait[1] < self.limit_s:
             return None
         self._told = True
-        return {"type": "stalled", "what": wait[0], "seconds": time.monotonic() - wait[1]}
+        return {
+            "type": "stalled",
+            "what": wait[0],
+            "seconds": time.monotonic() - wait[1],
+            "limit_s": self.limit_s,
+        }
 
     def stacks(self) -> Message:
         """The answer to the chief's question where every thread is."""

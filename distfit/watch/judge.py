@@ -1,6 +1,6 @@
 """What the chief concludes from what the ranks say: pure, no sockets, the time is an argument.
 
-    judge = Judge(size=3, position=lambda: "epoch 2, step 17", stall_limit_s=600.0)
+    judge = Judge(size=3, position=lambda: "epoch 2, step 17")
     judge.receive(1, {"type": "failed", ...}, now)
     judge.lost(2, now)
     verdict = judge.verdict(now)        # None while all is well
@@ -42,6 +42,7 @@ class _Stall:
     rank: int
     what: str
     seconds: float
+    limit_s: float
     deadline: float
     asked: bool = field(default=False)
 
@@ -52,13 +53,11 @@ class Judge:
     Args:
         size: ranks of the job, >= 2.
         position: where the chief is now, for ranks that can no longer say it themselves.
-        stall_limit_s: seconds, for the message only.
     """
 
-    def __init__(self, size: int, position: Callable[[], str], stall_limit_s: float) -> None:
+    def __init__(self, size: int, position: Callable[[], str]) -> None:
         self._ranks = [_Rank() for _ in range(size)]
         self._position = position
-        self._stall_limit_s = stall_limit_s
         self._decided: Verdict | None = None
         self._held: tuple[Verdict, float] | None = None
         self._stall: _Stall | None = None
@@ -76,7 +75,9 @@ class Judge:
             case "failed":
                 self._failed(rank, message, now)
             case "stalled" if self._stall is None:
-                self._stall = _Stall(rank, message["what"], message["seconds"], now + STACKS_LIMIT_S)
+                self._stall = _Stall(
+                    rank, message["what"], message["seconds"], message["limit_s"], now + STACKS_LIMIT_S
+                )
             case "stacks":
                 self._ranks[rank].stacks = message
 
@@ -154,7 +155,7 @@ class Judge:
     def _stall_report(self, stall: _Stall) -> str:
         lines = [
             f"distfit: {self._who(stall.rank)} has waited for the other ranks for {stall.seconds:.0f} s "
-            f'in "{stall.what}" (limit {self._stall_limit_s:g} s)'
+            f'in "{stall.what}" (limit {stall.limit_s:g} s)'
         ]
         if all(rank.stacks is not None and rank.stacks["waiting"] is not None for rank in self._ranks):
             lines.append("every rank waits, so they are in different collectives")

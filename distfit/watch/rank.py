@@ -75,6 +75,10 @@ class Watch:
         """
         raise NotImplementedError
 
+    def limit(self, stall_limit_s: float) -> None:
+        """From now on a `waiting` of this rank may take so many seconds, > 0."""
+        raise NotImplementedError
+
     def install_hooks(self) -> None:
         """From now on an exception that nobody catches ends all ranks."""
         raise NotImplementedError
@@ -104,6 +108,9 @@ class NoWatch(Watch):
     def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
         """Raise it."""
         raise error
+
+    def limit(self, stall_limit_s: float) -> None:
+        """Nobody is waited for."""
 
     def install_hooks(self) -> None:
         """Python's own traceback is the report."""
@@ -167,6 +174,10 @@ class RankWatch(Watch):
         if self._report(failure, text):
             time.sleep(_END_LIMIT_S)  # the watch's thread ends this process when the chief has spoken
         leave(failure["code"], text)
+
+    def limit(self, stall_limit_s: float) -> None:
+        """See `Watch.limit`."""
+        self._here.limit_s = stall_limit_s
 
     def install_hooks(self) -> None:
         """See `Watch.install_hooks`."""

@@ -43,7 +43,7 @@ class Server:
     Args:
         topology: of rank 0.
         here: what the chief's main thread is doing.
-        stall_limit_s: for the report.
+        stall_limit_s: seconds that the chief may wait; decides how often that is looked at.
 
     Raises:
         OSError: no port can be opened on this host.
@@ -52,7 +52,7 @@ class Server:
     def __init__(self, topology: Topology, here: Here, stall_limit_s: float) -> None:
         self._topology, self._here = topology, here
         self._token = secrets.token_hex(16)
-        self._judge = Judge(topology.size, lambda: here.position, stall_limit_s)
+        self._judge = Judge(topology.size, lambda: here.position)
         self._judge.receive(0, {"type": "hello", "host": topology.host}, time.monotonic())
         self._tick_s = min(0.5, stall_limit_s / 4)
         self._listener = _listen(topology.size)
