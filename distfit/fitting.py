@@ -178,7 +178,9 @@ def predict(
         model: as in `fit`, but need not be compiled.
         x, batch_size: as in `fit`.
         verbose: 0 says nothing; otherwise the chief shows progress.
-        steps, callbacks: as in keras.Model.predict.
+        callbacks: as in keras.Model.predict; setting `model.stop_predicting` stops one process, several ranks
+            go on to the end.
+        steps: as in keras.Model.predict.
         strategy, devices, stall_limit_s: see `distfit.init`.
 
     Returns:

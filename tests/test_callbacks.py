@@ -87,3 +87,12 @@ def test_the_same_engine_in_another_spelling_is_the_same_session():
     assert distfit.init("single") is session
     assert distfit.init("single", devices=1) is session
     assert distfit.init(devices=1) is session
+
+
+def test_a_callback_stops_a_prediction_of_one_process(model):
+    class Stop(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch, logs=None):
+            self.model.stop_predicting = True
+
+    rows = distfit.predict(model, np.ones((10, 2)), batch_size=4, callbacks=[Stop()], verbose=0)
+    assert rows.shape == (4, 1)

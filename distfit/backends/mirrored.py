@@ -60,8 +60,8 @@ class Mirrored(Backend):
     def adopted(self, model: Any) -> Iterator[None]:
         variables = variables_of(model)
         originals = [variable._value for variable in variables]
-        self._mirror(variables)
         try:
+            self._mirror(variables)
             with hooked(model, self, strategy=self._strategy):
                 yield
         finally:

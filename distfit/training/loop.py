@@ -103,6 +103,8 @@ class Loop:
                 seen.append(flags)
                 collected.append([keras.tree.map_structure(np.asarray, output) for output in outputs])
                 callbacks.on_predict_batch_end(last, {"outputs": collected[-1][0]})
+                if self._session.size == 1 and self._model.stop_predicting:
+                    break
         # No step of a prediction waits for another rank, so what they saw is compared here, once for all.
         for step, flags in enumerate(self._session.transport.sum(np.array(seen, np.float64).reshape(-1, 3))):
             check_same_batches(flags, self._session.size, step + 1)

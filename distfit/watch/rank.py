@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -27,7 +28,7 @@ _FAREWELL_LIMIT_S = 4.0
 _HEADER_LIMIT = 300
 
 
-class Watch:
+class Watch(ABC):
     """What the rest of distfit knows of the failure watch.
 
     Attributes:
@@ -56,14 +57,15 @@ class Watch:
             return NoWatch()
         return RankWatch(topology, broadcast, stall_limit_s)
 
+    @abstractmethod
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """Hold this around anything collective; `what` names it in messages ("epoch 2, step 17")."""
-        raise NotImplementedError
 
+    @abstractmethod
     def running(self, what: str = "training") -> AbstractContextManager[None]:
         """Hold this around a section that needs every rank; a rank that exits meanwhile ends the run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
         """End the run because of an exception on this rank.
 
@@ -73,19 +75,18 @@ class Watch:
             secondary: the error may only be the consequence of another rank's failure (a collective that was
                 shut down); reported only if no cause arrives within two seconds.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def limit(self, stall_limit_s: float) -> None:
         """From now on a `waiting` of this rank may take so many seconds, > 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def install_hooks(self) -> None:
         """From now on an exception that nobody catches ends all ranks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Leave the watch: this rank ends normally. Also happens at the interpreter's exit."""
-        raise NotImplementedError
 
 
 class NoWatch(Watch):
