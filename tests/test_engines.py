@@ -5,8 +5,6 @@ One device equals keras.Model.fit to the bit; two and three replicas equal it in
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
@@ -44,23 +42,8 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def results(tmp_path_factory):
-    """From an engine to its numbers; its job runs when the first one is asked for, the two local ones together."""
-    with ThreadPoolExecutor(2) as pool:
-        started = {}
-
-        def of(engine):
-            asked = ENGINES[engine]
-            for job in ("reference", "mirrored", asked):
-                if job not in started:
-                    started[job] = pool.submit(_run, job, tmp_path_factory.mktemp("cases"))
-            return started[asked].result()[engine]
-
-        yield of
-
-
-def _run(name, folder):
+def run_job(name, folder):
+    """The numbers of each engine of a job; `results` in conftest.py calls it when the first one is asked for."""
     launcher, ranks, cases, names = JOBS[name]
     build_digits(folder / "digits")
     arguments = ["-m", "tests.cases", str(folder), ",".join(cases), *names.values()]
