@@ -26,7 +26,7 @@ def as_rank(monkeypatch):
     def become(rank, size=2):
         monkeypatch.setenv("HOROVOD_RANK", str(rank))
         monkeypatch.setenv("HOROVOD_SIZE", str(size))
-        monkeypatch.setattr(cli, "CHIEF_FIRST_S", 0.0)
+        monkeypatch.setattr("distfit.cli.frame.CHIEF_FIRST_S", 0.0)
 
     return become
 

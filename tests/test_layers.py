@@ -34,7 +34,7 @@ LAYERS = {
     "preparation": "prepare",
     "fitting": "fitting",
     "experiment": "experiment",
-    "command line": "cli __main__",
+    "command line": "cli cli.* __main__",
 }
 ORDER = list(LAYERS)
 # They load neither TensorFlow nor Keras when they are imported; the command line shows its help at once.

@@ -1,0 +1,37 @@
+"""The command `distfit`: this module is its table of contents, each command has a module beside it.
+
+    distfit train CONFIG.yaml key=value ...
+    distfit data build --from digits OUT
+    distfit horovod install
+
+A command imports what it needs when it runs, so that `distfit --help` loads neither TensorFlow nor Keras.
+Errors that a person can act on are one paragraph on standard error, in a job of several ranks once; `--debug`
+adds the traceback. Exit codes: 0, those of `distfit.errors`, 2 for a wrong command line, 130 for Ctrl-C.
+"""
+
+import os
+
+from distfit.cli import data, horovod, train
+from distfit.cli.frame import command_line, group
+
+app = command_line(
+    "Distributed training for Keras 3: the same training on one process, a node or a cluster.",
+    "distfit data build --from digits data/digits",
+    "distfit train configs/digits.yaml epochs=5",
+)
+app.command()(train.train)
+
+_data = group("Build data sets of TFRecord shards.", "distfit data build --from digits data/digits")
+_data.command()(data.build)
+app.add_typer(_data, name="data")
+
+_horovod = group("Horovod, for jobs of several ranks.", "distfit horovod install")
+_horovod.command()(horovod.install)
+app.add_typer(_horovod, name="horovod")
+
+
+def main() -> None:
+    """What the command `distfit` runs."""
+    # TensorFlow reads it when it is imported; its notes on this machine's CPU would come from every rank.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app(prog_name="distfit")
