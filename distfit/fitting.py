@@ -64,6 +64,8 @@ def fit(
         epochs, initial_epoch, steps_per_epoch, shuffle, validation_split, validation_data,
             validation_steps, validation_batch_size, validation_freq: as in keras.Model.fit;
             validation_data may be anything that x may be. `shuffle` orders arrays and TFRecords.
+            With `steps_per_epoch`, TFRecords are read pass after pass: an epoch of more steps than they have
+            goes on into the next pass, one of fewer leaves the rest to the next epoch.
         verbose: 0 silent, 1 a progress line, 2 one line an epoch; "auto" is 1. Only the chief speaks.
         callbacks: as in keras.Model.fit; those that write run on the chief only.
         strategy, devices, stall_limit_s: see `distfit.init`.
@@ -106,7 +108,7 @@ def fit(
             lambda: prepare.split((x, y, sample_weight), validation_split, validation_data)
         )
         request = Request(y, sample_weight, class_weight, batch_size, steps_per_epoch, shuffle, seed)
-        train = prepare.feed(session, model, x, request)
+        train = prepare.feed(session, model, x, request, endless=True)
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)
         with prepare.adopted(session, model, train):

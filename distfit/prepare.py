@@ -46,11 +46,14 @@ def split(arrays: tuple, fraction: float, validation_data: Any) -> tuple[tuple, 
         return train_validation_split(arrays, validation_split=fraction)
 
 
-def feed(session: Session, model: keras.Model, x: Any, request: Request, targets: bool = True) -> Feed:
+def feed(
+    session: Session, model: keras.Model, x: Any, request: Request, targets: bool = True, endless: bool = False
+) -> Feed:
     """The batches for a call. Collective.
 
     Args:
         targets: the model needs y; False for a prediction.
+        endless: records may be seen again in an epoch of more steps than they have, as in a training.
 
     Raises:
         InputError: the data cannot serve the model or the job; on every rank.
@@ -60,7 +63,7 @@ def feed(session: Session, model: keras.Model, x: Any, request: Request, targets
         x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
     session.agree(lambda: checks.labels(model, request.y))
     source = session.agree(lambda: source_of(x, request, session.topology))
-    ready = Feed(source, session.topology, session.transport, request.steps)
+    ready = Feed(source, session.topology, session.transport, request.steps, endless)
     if targets:
         session.agree(lambda: checks.targets(model, ready.data_spec))
     return ready

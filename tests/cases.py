@@ -25,6 +25,7 @@ from tests.ranks import show_stacks_when_asked
 
 EPOCHS = 3
 CLASSES = 3
+SPLITS = ("train", "validation")
 RNG = np.random.default_rng(0)
 X = RNG.random((67, 4))
 LABEL = RNG.integers(0, CLASSES, 67)
@@ -311,6 +312,16 @@ def steps_per_epoch(engine: Engine) -> Result:
 
 def records_in_files(engine: Engine) -> Result:
     """The order of records depends on the seed alone; a builder function; validation by records."""
+    return _fit_digits(engine, batch_size=100)
+
+
+def epochs_longer_than_the_records(engine: Engine) -> Result:
+    """Two epochs of 18 steps over 12 batches are three passes, and validation sees each record once."""
+    return _fit_digits(engine, batch_size=120, epochs=2, steps_per_epoch=18)
+
+
+def _fit_digits(engine: Engine, **arguments: Any) -> Result:
+    """Nothing for Keras, which cannot read records."""
     if engine.name == "keras":
         return {}
 
@@ -319,12 +330,8 @@ def records_in_files(engine: Engine) -> Result:
         model.compile(_sgd(), SPARSE(from_logits=True), metrics=["accuracy"])
         return model
 
-    def records(split: str) -> distfit.TFRecords:
-        return distfit.TFRecords(engine.records / f"{split}-*", FEATURES, _pixels)
-
-    return engine.fit(
-        build, records("train"), validation_data=records("validation"), batch_size=100, shuffle=True, seed=4
-    )
+    train, valid = (distfit.TFRecords(engine.records / f"{split}-*", FEATURES, _pixels) for split in SPLITS)
+    return engine.fit(build, train, validation_data=valid, shuffle=True, seed=4, **arguments)
 
 
 class EvaluatesItself(keras.callbacks.Callback):
@@ -458,6 +465,7 @@ CASES: dict[str, Callable[[Engine], Result]] = {
         a_global_dataset,
         a_dataset_of_unknown_length,
         steps_per_epoch,
+        epochs_longer_than_the_records,
         records_in_files,
         data_sharded_by_the_script,
         uneven_parts_of_static_shape,

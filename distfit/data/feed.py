@@ -6,7 +6,9 @@
         fingerprint, shards = next(batches)        # shards: one (rows, data) a local replica
 
 Keras' EpochIterator decides how many steps an epoch has and when the data are iterated anew, so that
-`steps_per_epoch` and data that run out mean what they mean in keras.Model.fit.
+`steps_per_epoch` and data that run out mean what they mean in keras.Model.fit. Only records in a numbered
+order (`distfit.TFRecords`) can do more: with `steps_per_epoch`, a training runs through pass after pass of them,
+and each epoch goes on where the one before it stopped.
 """
 
 from __future__ import annotations
@@ -38,26 +40,37 @@ class Feed(EpochIterator):
         topology: how many replicas share a batch.
         transport: agrees with the other processes on how many steps there are.
         steps_per_epoch: as in keras.Model.fit; None means all of the data.
+        endless: the pass over a numbered order that follows the last one begins within an epoch of
+            `steps_per_epoch`, as a training wants; an evaluation sees no record twice.
 
     Raises:
         InputError: ranks see different numbers of batches of what should be the same data, or none.
     """
 
     def __init__(
-        self, source: Source, topology: Topology, transport: Transport, steps_per_epoch: int | None = None
+        self,
+        source: Source,
+        topology: Topology,
+        transport: Transport,
+        steps_per_epoch: int | None = None,
+        endless: bool = False,
     ) -> None:
         self.source = source
         self._topology = topology
         self._transport = transport
         super().__init__(x=source.adapter, steps_per_epoch=steps_per_epoch)
-        self._agreed_batches, self._agree_each_step = _agreed_length(source, transport, topology)
+        batches, self._agree_each_step = _agreed_length(source, transport, topology)
+        self.endless = endless and source.numbered and steps_per_epoch is not None
+        # Keras ends an epoch where it believes that the data end.
+        self._agreed_batches = None if self.endless else batches
         self._num_batches = self._agreed_batches
-        self._next_pass = 0
+        self._batches_per_pass = batches
+        self._next_pass = self._next_step = 0
 
     @functools.cached_property
     def element_spec(self) -> Any:
         """The tf.TypeSpecs of a batch; reads nothing."""
-        return self._cut(0).element_spec
+        return self._cut(0, 0).element_spec
 
     @property
     def data_spec(self) -> Any:
@@ -66,8 +79,10 @@ class Feed(EpochIterator):
         return tf.nest.map_structure(lambda leaf: None if isinstance(leaf, tf.NoneTensorSpec) else leaf, spec)
 
     def start_at(self, epoch: int) -> None:
-        """The next pass over the data is that of this epoch."""
-        self._next_pass = epoch
+        """The next batch is the first one of this epoch."""
+        self._next_pass, self._next_step = epoch, 0
+        if self.endless:
+            self._next_pass, self._next_step = divmod(epoch * self.steps_per_epoch, self._batches_per_pass)
 
     def reset(self) -> None:
         super().reset()
@@ -80,11 +95,11 @@ class Feed(EpochIterator):
         return _Pass(self, self._agree_each_step)
 
     def _begin_pass(self) -> Iterator[Batch]:
-        number = self._next_pass
-        self._next_pass += 1
-        return iter(self._cut(number))
+        number, step = self._next_pass, self._next_step
+        self._next_pass, self._next_step = number + 1, 0
+        return iter(self._cut(number, step))
 
-    def _cut(self, number: int) -> tf.data.Dataset:
+    def _cut(self, number: int, first_step: int) -> tf.data.Dataset:
         source, replicas = self.source, self._topology.replicas_per_process
 
         def cut(rows: Any, origin: Any, data: Any) -> Batch:
@@ -94,7 +109,7 @@ class Feed(EpochIterator):
             slices = (_slice(rows, origin, data, source.first_part + local, source.parts) for local in range(replicas))
             return prints, tuple(slices)
 
-        return source.dataset(number).map(cut)
+        return source.dataset(number, first_step).map(cut)
 
     def void(self, batch: Batch | None) -> Batch:
         """A batch in which no row counts: the last one again, of whose shape the step may have been made, or
@@ -107,7 +122,7 @@ class Feed(EpochIterator):
 
 
 class _Pass:
-    """One pass over the data, begun when it is first needed."""
+    """One pass over the data, begun when it is first needed; of an endless feed, one pass after the other."""
 
     def __init__(self, feed: Feed, agree_each_step: bool) -> None:
         self._feed = feed
@@ -140,7 +155,11 @@ class _Pass:
         if self._batches is None:
             self._batches = self._feed._begin_pass()
         try:
-            return next(self._batches, None)
+            batch = next(self._batches, None)
+            if batch is None and self._feed.endless:
+                self._batches = self._feed._begin_pass()
+                batch = next(self._batches)
+            return batch
         except tf.errors.OpError as error:
             raise self._feed.source.explain(error) from error
 

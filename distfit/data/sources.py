@@ -1,7 +1,7 @@
 """What `fit` accepts as data, brought into one form: a source of batches that replicas can cut.
 
     source = source_of(x, y, batch_size=64, topology=session.topology, ...)
-    for global_rows, origin, data in source.dataset(epoch): ...
+    for global_rows, origin, data in source.dataset(epoch, 0): ...
 
 A source yields either *global* batches (every process sees the same one and takes its replicas' slices),
 this process's part of one (`TFRecords`), or this process's own batches (`distfit.local`).
@@ -43,9 +43,9 @@ class Source:
 
     Args:
         adapter: Keras' view of the data: number of batches, beginnings and ends of epochs.
-        dataset: from the number of the pass over the data to a tf.data.Dataset of
-            `(global_rows, origin, data)`: int64 scalars and (x, y, sample_weight) as Keras packs them. Row 0
-            of data is row `origin` of the batch that is cut.
+        dataset: from the number of the pass over the data, and of its first step that is wanted (0 unless
+            `numbered`), to a tf.data.Dataset of `(global_rows, origin, data)`: int64 scalars and
+            (x, y, sample_weight) as Keras packs them. Row 0 of data is row `origin` of the batch that is cut.
         parts: how many slices a batch is cut into, and
         first_part: the number of this process's first.
         compared: every process must see the same batches, which is checked.
@@ -57,7 +57,7 @@ class Source:
     """
 
     adapter: DataAdapter
-    dataset: Callable[[int], tf.data.Dataset]
+    dataset: Callable[[int, int], tf.data.Dataset]
     parts: int
     first_part: int
     compared: bool = False
@@ -146,7 +146,7 @@ def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
     _check_batch_size(batch_size, topology)
     return Source(
         adapter=adapter,
-        dataset=lambda epoch: batches,
+        dataset=lambda epoch, first_step: batches,
         parts=topology.num_replicas,
         first_part=topology.first_replica,
         compared=topology.size > 1,
@@ -199,7 +199,7 @@ def _local_source(x: Local, request: Request, topology: Topology) -> Source:
     batches = _with_bounds(adapter.get_tf_dataset())
     return Source(
         adapter=adapter,
-        dataset=lambda epoch: batches,
+        dataset=lambda epoch, first_step: batches,
         parts=topology.replicas_per_process,
         first_part=0,
         uneven=topology.size > 1,
@@ -214,13 +214,14 @@ def _records_source(x: TFRecords, request: Request, topology: Topology) -> Sourc
     _check_batch_size(batch_size, topology)
     seed = request.seed if x.seed is None else x.seed
 
-    def dataset(epoch: int) -> tf.data.Dataset:
+    def dataset(epoch: int, first_step: int) -> tf.data.Dataset:
         return x.process_batches(
             order=plan.epoch_order(len(index), seed, epoch, bool(request.shuffle)),
             global_batch=batch_size,
             rank=topology.rank,
             size=topology.size,
             replicas_per_process=topology.replicas_per_process,
+            first_step=first_step,
         )
 
     return Source(
