@@ -6,6 +6,7 @@ import errno
 import inspect
 import numbers
 import os
+import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from distfit.errors import InputError
 from distfit.training.step import overrides
+
+# Enough to need blocks of its own on any file system.
+_TRIED_BYTES = 2**16
 
 
 def keras_model(model: Any) -> keras.Model:
@@ -34,7 +39,7 @@ def keras_model(model: Any) -> keras.Model:
             "Expected a Keras 3 model, received one of the legacy tf_keras. Build it with `import keras` (3.15 or "
             "later) and unset TF_USE_LEGACY_KERAS."
         )
-    built = model() if _is_builder(model) else model
+    built = model() if is_builder(model) else model
     if not isinstance(built, keras.Model):
         raise InputError(
             "Expected a keras.Model, or a function without arguments that returns one, received "
@@ -125,6 +130,28 @@ def arguments(verbose: Any, **given: Any) -> None:
         )
 
 
+def room(folder: str | os.PathLike | None, variables: Collection[Any]) -> None:
+    """Refuse a folder that cannot hold the model: a run should not find that out after its first epoch.
+
+    Args:
+        folder: where the model is written, next to the one before; None for nowhere.
+        variables: of the model and its optimizer.
+
+    Raises:
+        InputError: it is too full.
+    """
+    if folder is None:
+        return
+    needed = sum(int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size for variable in variables)
+    there = _existing(Path(folder))
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"Expected room for the model in {folder}, {_megabytes(needed)} with its optimizer's state, received "
+            f"{_megabytes(free)} free on its file system. Free some, or choose another folder."
+        )
+
+
 def writable(*folders: str | os.PathLike | None) -> None:
     """Try the folders that a run will write to; nothing is left behind.
 
@@ -182,7 +209,7 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise InputError(f"Expected {name} to be a whole number of at least {least}, received {value!r}.")
 
 
-def _is_builder(model: Any) -> bool:
+def is_builder(model: Any) -> bool:
     """Whether it is to be called for a model: not a layer, which is callable too, and takes no arguments."""
     if isinstance(model, keras.layers.Layer) or not callable(model):
         return False
@@ -213,15 +240,31 @@ def _classes(model: keras.Model) -> int | None:
     return shape[-1] if isinstance(shape, tuple) and shape and isinstance(shape[-1], int) else None
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _megabytes(count: int) -> str:
+    """
+    >>> _megabytes(3_500_000)
+    '3.5 MB'
+    """
+    return f"{count / 1e6:,.1f} MB"
+
+
 def _try_to_write(folder: Path) -> None:
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = _existing(folder)
     try:
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=there):
-            return
+        with tempfile.TemporaryFile(dir=there) as file:
+            # A full disk takes a new name and refuses its content.
+            file.write(b"\0" * _TRIED_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise InputError(
             f"Expected to be able to write to the folder {folder}, received: "

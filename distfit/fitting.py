@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import keras
 
 from distfit import checks, prepare
+from distfit.backends.hooks import variables_of
 from distfit.data.sources import Request
 from distfit.monitor.announce import announce
 from distfit.seeds import settle_seed
@@ -97,12 +98,18 @@ def fit(
         "validation_steps": validation_steps,
     }
     with session.running("training"):
-        kinds = {"x": type(x).__name__, "validation_data": type(validation_data).__name__}
+        kinds = {
+            "model": type(model).__name__,
+            "x": type(x).__name__,
+            "validation_data": type(validation_data).__name__,
+        }
         rows = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
-        session.same("fit", **kinds, **rows, **steps, shuffle=shuffle, seed=seed)
+        session.same_call("fit", **kinds, **rows, **steps, shuffle=shuffle, seed=seed)
         session.agree(lambda: checks.arguments(verbose, **steps))
         seed = settle_seed(session, seed)
-        model = session.agree(lambda: checks.compiled_model(model, "train_step", session.num_replicas))
+        model = session.agree(
+            lambda: checks.compiled_model(model, "train_step", session.num_replicas), in_turns=checks.is_builder(model)
+        )
         session.from_chief(lambda: checks.writable(log_dir, checkpoint))
         (x, y, sample_weight), validation_data = session.agree(
             lambda: prepare.split((x, y, sample_weight), validation_split, validation_data)
@@ -112,6 +119,7 @@ def fit(
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)
         with prepare.adopted(session, model, train):
+            session.from_chief(lambda: checks.room(checkpoint, variables_of(model)))
             announce(session, model, train, seed, log_dir, checkpoint, verbose)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
             with prepare.listening(session, model, own, train, epochs, verbose, history=True) as listening:
@@ -149,9 +157,13 @@ def evaluate(
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
     with session.running("evaluating"):
-        session.same("evaluate", x=type(x).__name__, batch_size=batch_size, steps=steps)
+        session.same_call(
+            "evaluate", model=type(model).__name__, x=type(x).__name__, batch_size=batch_size, steps=steps
+        )
         session.agree(lambda: checks.arguments(verbose, steps=steps))
-        model = session.agree(lambda: checks.compiled_model(model, "test_step", session.num_replicas))
+        model = session.agree(
+            lambda: checks.compiled_model(model, "test_step", session.num_replicas), in_turns=checks.is_builder(model)
+        )
         feed = prepare.feed(session, model, x, Request(y, sample_weight, batch_size=batch_size, steps=steps))
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
@@ -194,9 +206,11 @@ def predict(
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
     with session.running("predicting"):
-        session.same("predict", x=type(x).__name__, batch_size=batch_size, steps=steps)
+        session.same_call("predict", model=type(model).__name__, x=type(x).__name__, batch_size=batch_size, steps=steps)
         session.agree(lambda: checks.arguments(verbose, steps=steps))
-        model = session.agree(lambda: checks.predictable_model(model, session.num_replicas))
+        model = session.agree(
+            lambda: checks.predictable_model(model, session.num_replicas), in_turns=checks.is_builder(model)
+        )
         feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (

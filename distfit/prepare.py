@@ -26,6 +26,7 @@ from distfit.errors import InputError, on_every_rank
 from distfit.monitor.progress import make_progress
 from distfit.session import Session
 from distfit.training.loop import Validation
+from distfit.training.memory import explained
 
 Folder = str | os.PathLike | None
 
@@ -123,7 +124,7 @@ def adopted(session: Session, model: keras.Model, ready: Feed, targets: bool = T
                     f"{_first_difference(by_rank[0], theirs)}. Let all ranks build the model from the same lines."
                 )
             )
-    with session.backend.adopted(model):
+    with explained(session, ready.source.batch_size), session.backend.adopted(model):
         yield
 
 

@@ -14,16 +14,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 
-from distfit import log
+from distfit import log, meeting
 from distfit.backends import STRATEGIES, choose, settle
 from distfit.backends.base import Backend
+from distfit.backends.devices import gpu_identities
 from distfit.backends.transport import Transport
-from distfit.errors import DistfitError, InputError, nearest, on_every_rank
+from distfit.differences import table
+from distfit.errors import DistfitError, InputError, RunError, nearest, on_every_rank
 from distfit.topology import Topology, from_environment
 from distfit.watch import Watch
 
@@ -32,6 +34,8 @@ Value = TypeVar("Value")
 # Longer than the slowest first trace or checkpoint that others wait for, shorter than a lost night.
 STALL_LIMIT_S = 600.0
 _CHIEF_FIRST_S = 3.0
+# Of `chief_first`: the chief, one rank of each other host, everybody else.
+_TURNS = 3
 
 
 class Session:
@@ -42,15 +46,38 @@ class Session:
         topology: rank, size and replicas.
         watch: ends every rank when one fails.
         transport: host values to and from the other processes; each call is watched.
+        in_turn: inside of `chief_first`.
     """
 
-    def __init__(self, backend: Backend, asked: tuple[str, int | None], stall_limit_s: float) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        asked: tuple[str, int | None],
+        stall_limit_s: float,
+        devices_were_chosen: bool = False,
+    ) -> None:
         self.backend = backend
         self.asked = asked
         self.topology: Topology = backend.topology
+        self.in_turn = False
+        self._meet(devices_were_chosen)
         self.watch = Watch.start(self.topology, backend.transport.broadcast, stall_limit_s)
         self.watch.install_hooks()
         self.transport: Transport = _Watched(backend.transport, self.watch)
+        from distfit import downloads  # loads Keras
+
+        self._until_stop = ExitStack()
+        self._until_stop.enter_context(downloads.whole(lambda: self.size == 1 or self.in_turn))
+
+    def _meet(self, devices_were_chosen: bool) -> None:
+        """Compare what the ranks run before anything else travels between them; warn of hardly meant jobs."""
+        mine = meeting.introduction(self.topology.host, gpu_identities(), self.backend.gpus_taken())
+        everybody = self.backend.transport.gather(mine)
+        reason = meeting.problem(everybody)
+        if reason is not None:
+            raise on_every_rank(InputError(reason))
+        for warning in meeting.advice(everybody, os.environ, devices_were_chosen):
+            log.warn_once(warning)
 
     def __repr__(self) -> str:
         return f"<distfit session: {self.backend.title}, rank {self.rank} of {self.size}, {self.num_replicas} replicas>"
@@ -80,19 +107,21 @@ class Session:
         """Whether this process publishes and speaks."""
         return self.topology.is_chief
 
-    def agree(self, check: Callable[[], Value]) -> Value:
+    def agree(self, check: Callable[[], Value], in_turns: bool = False) -> Value:
         """Run something that may refuse the input, on every rank; if one refuses, all do.
 
         Args:
             check: makes no collective call; its DistfitErrors are shared, any other exception is this rank's
                 failure.
+            in_turns: it may download or build files that ranks share: as in `chief_first`.
 
         Raises:
             DistfitError: the lowest failing rank's, on all ranks.
         """
         value, own = None, None
         try:
-            value = check()
+            with self.chief_first() if in_turns else nullcontext():
+                value = check()
         except DistfitError as error:
             own = error
         problems = self.transport.gather(None if own is None else (type(own), str(own)))
@@ -120,28 +149,64 @@ class Session:
             raise on_every_rank(kind(text))
         return value
 
-    def same(self, call: str, **arguments: Any) -> None:
-        """Refuse a call that ranks make differently: their collectives would pair up wrongly or wait for ever.
+    @contextmanager
+    def chief_first(self) -> Iterator[None]:
+        """Around what ranks must not do at the same time, such as downloading weights into a shared folder.
 
-        Args:
-            call: what is called, e.g. "fit".
-            arguments: what decides how many collectives follow; compared by their repr.
+        The chief runs the block first, then one rank of each other host, then all others, who find what the
+        first ones left. Collective: every rank comes here.
+
+            with distfit.init().chief_first():
+                base = keras.applications.ResNet50(weights="imagenet")
 
         Raises:
-            InputError: ranks differ; on all of them.
+            RunError: the block failed on the chief or on the first rank of a host; on every rank that had not
+                begun it.
         """
-        own = {"call": f"distfit.{call}", **{name: repr(value) for name, value in arguments.items()}}
-        by_rank = self.transport.gather(own)
-        for name in by_rank[0]:
-            other = next((rank for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0][name]), 0)
-            if other:
-                raise on_every_rank(
-                    InputError(
-                        f"Expected every rank to make the same call, received {name} {by_rank[0][name]} on rank 0 "
-                        f"and {by_rank[other].get(name)} on rank {other} of {self.size}. Let all ranks run the same "
-                        "lines with the same arguments; only the chief writes and speaks anyway."
-                    )
-                )
+        turn = 0 if self.is_chief else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
+            self._next_turn(None)
+        self.in_turn = True
+        try:
+            yield
+        except BaseException as error:
+            if turn < _TURNS - 1:  # somebody waits for this rank
+                self._next_turn(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.in_turn = False
+        for _ in range(turn, _TURNS - 1):
+            self._next_turn(None)
+
+    def _next_turn(self, failure: str | None) -> None:
+        failures = self.transport.gather(failure)
+        first = next((rank for rank, each in enumerate(failures) if each is not None), None)
+        if first is not None and failure is None:
+            raise on_every_rank(
+                RunError(f"Rank {first} of {self.size} failed while the others waited for it: {failures[first]}")
+            )
+
+    def same(self, what: str, remedy: str, **values: Any) -> None:
+        """Refuse what ranks say differently: their collectives would pair up wrongly or wait for ever.
+
+        Args:
+            what: is the same on every rank, for the message, e.g. "the same call".
+            remedy: ends the message.
+            values: compared by their text.
+
+        Raises:
+            InputError: ranks differ; on all of them, with a table.
+        """
+        own = {name: value if isinstance(value, str) else repr(value) for name, value in values.items()}
+        gathered = self.transport.gather((self.topology.host, own))
+        differences = table([values for _, values in gathered], [host for host, _ in gathered])
+        if differences:
+            raise on_every_rank(InputError(f"Expected {what} on every rank, received:\n{differences}\n{remedy}"))
+
+    def same_call(self, call: str, **arguments: Any) -> None:
+        """`same` for what decides how many collectives a call like "fit" makes."""
+        remedy = "Let all ranks run the same lines with the same arguments; only the chief writes and speaks anyway."
+        self.same("the same call", remedy, call=f"distfit.{call}", **arguments)
 
     @contextmanager
     def running(self, what: str) -> Iterator[None]:
@@ -160,6 +225,7 @@ class Session:
 
     def stop(self) -> None:
         """Leave the job."""
+        self._until_stop.close()
         self.watch.close()
         self.backend.stop()
 
@@ -215,14 +281,15 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         log.speak_as(topology.is_chief)
         backend = choose(*asked, topology)
         backend.start()
+        _leave()
+        limit_s = STALL_LIMIT_S if stall_limit_s is None else stall_limit_s
+        _current = Session(backend, settled, limit_s, devices_were_chosen=asked[1] is not None)
     except DistfitError as error:
         if _current is not None:
             # The ranks know each other, and all of them asked for the same.
             raise on_every_rank(error) from error.__cause__
         _refuse_on_one_rank(error, topology)
         raise
-    _leave()
-    _current = Session(backend, settled, STALL_LIMIT_S if stall_limit_s is None else stall_limit_s)
     log.speak_as(_current.is_chief)
     return _current
 
@@ -261,7 +328,7 @@ def _check_limit(stall_limit_s: float | None) -> None:
 
 
 def _refuse_on_one_rank(error: DistfitError, topology: Topology) -> None:
-    """Before the ranks know each other: one says why, every rank leaves with the same exit code.
+    """Before the ranks watch each other: one says why, every rank leaves with the same exit code.
 
     The launcher ends the others when the first has left, so a rank that is still here after a while is
     the only one with this error, and speaks.
@@ -270,5 +337,6 @@ def _refuse_on_one_rank(error: DistfitError, topology: Topology) -> None:
         return
     if not topology.is_chief:
         time.sleep(_CHIEF_FIRST_S)
-    print(f"distfit: error: {error}", file=sys.stderr, flush=True)
+    if topology.is_chief or not error.agreed:
+        print(f"distfit: error: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)

@@ -250,8 +250,8 @@ def test_more_devices_than_gpus_is_refused(here, monkeypatch):
 
 
 def test_more_ranks_than_gpus_is_refused(here, monkeypatch):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
-    refused(lambda: devices.pin_gpu(1), "received local rank 1 and 1 GPUs. Start at most one rank a GPU", here)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+    refused(lambda: devices.pin_gpu(2), "received local rank 2 and 2 GPUs. Start at most one rank a GPU", here)
 
 
 @pytest.mark.parametrize("strategy", ["single", "mirrored"])
@@ -416,9 +416,9 @@ SAID_BY_ALL = {
     "verbose": "Expected verbose",
     "unknown strategy": "did you mean 'horovod'?",
     "label on rank 1": "On rank 1 of 2: Expected labels from 0 to 2",
-    "epochs on rank 1": "received epochs 1 on rank 0 and 2 on rank 1 of 2. Let all ranks run the same lines",
-    "validation on rank 1": "received validation_data 'NoneType' on rank 0 and 'tuple' on rank 1",
-    "another call on rank 1": "received call distfit.evaluate on rank 0 and distfit.fit on rank 1",
+    "epochs on rank 1": "epochs 1 2 Let all ranks run the same lines",
+    "validation on rank 1": "validation_data NoneType tuple",
+    "another call on rank 1": "call distfit.evaluate distfit.fit",
     "callback on rank 1": "On rank 1 of 2: Expected callbacks",
 }
 
@@ -431,7 +431,7 @@ def test_all_ranks_refuse_together_and_one_says_why(here, launcher):
     by_rank = [json.loads((here / f"refusals-{rank}.json").read_text()) for rank in (0, 1)]
     assert by_rank[0] == by_rank[1]
     for case, words in SAID_BY_ALL.items():
-        assert words in by_rank[0][case]
+        assert words in " ".join(by_rank[0][case].split())
     assert by_rank[0].keys() == SAID_BY_ALL.keys()
     said = errors(job)
     assert said.count("distfit: error: Expected batch_size") == 1, job.report()

@@ -22,13 +22,13 @@ from tests.ranks import ROOT, environment
 LAYERS = {
     "words": "errors log",
     "facts": """
-        topology config models data.plan data.records data.index data.description data.build data.local
+        topology config models differences meeting keras_backend data.plan data.records data.index data.description data.build data.local
         data.tfrecords monitor.start_block monitor.progress watch watch.* install install.*
         backends.transport backends.base backends.devices
     """,
     "TensorFlow": """
         backends backends.hooks backends.single backends.mirrored backends.horovod training.*
-        data.sources data.feed callbacks.* checks seeds monitor.announce
+        data.sources data.feed callbacks.* checks seeds monitor.announce downloads
     """,
     "session": "session",
     "preparation": "prepare",

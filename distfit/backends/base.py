@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from distfit.backends.devices import gpu_identities
 from distfit.backends.transport import Transport
 from distfit.topology import Topology
 
@@ -48,6 +49,11 @@ class Backend(ABC):
         Raises:
             InputError: the devices are not there, or TensorFlow has already started without them.
         """
+
+    def gpus_taken(self) -> list[str]:
+        """The identities of the GPUs among `devices`; `devices.gpu_identities` has those of all that are seen."""
+        numbers = [int(device.removeprefix("GPU:")) for device in self.devices if device.startswith("GPU:")]
+        return [gpu_identities()[number] for number in numbers]
 
     def stop(self) -> None:
         """Leave the job. Nothing to do for an engine that lives in this process alone."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+
 from distfit.errors import InputError
 
 _TOO_LATE = (
@@ -25,8 +28,39 @@ def visible_gpus() -> list:
     return gpus
 
 
+@functools.cache
+def gpu_identities() -> list[str]:
+    """What tells the GPUs of this process from those of another on the same host, in TensorFlow's order.
+
+    Launchers bind GPUs in different ways: all ranks see all of them, or each sees its own as number 0. CUDA's
+    driver knows a UUID for each, which costs no memory on the device and starts nothing; without one, the
+    number has to do.
+    """
+    import tensorflow as tf
+
+    numbers = range(len(tf.config.list_physical_devices("GPU")))
+    return [_uuid(number) or f"GPU {number}" for number in numbers]
+
+
+def _uuid(number: int) -> str | None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), number),
+        lambda: driver.cuDeviceGetUuid(ctypes.byref(uuid), device),
+    )
+    return f"GPU-{bytes(uuid).hex()}" if all(call() == 0 for call in calls) else None
+
+
 def pin_gpu(local_rank: int) -> list[str]:
     """Leave this process the one GPU of its local rank, or the CPU where there is none.
+
+    A process that sees a single GPU takes it: its launcher has bound it (srun --gpus-per-task=1). That no two
+    ranks take the same is checked when they meet.
 
     Raises:
         InputError: fewer GPUs than ranks on this host, or TensorFlow has already started.
@@ -36,18 +70,19 @@ def pin_gpu(local_rank: int) -> list[str]:
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return ["CPU:0"]
-    if local_rank >= len(gpus):
+    number = 0 if len(gpus) == 1 else local_rank
+    if number >= len(gpus):
         raise InputError(
             f"Expected a GPU for each rank of this host, received local rank {local_rank} and {len(gpus)} GPUs. "
             "Start at most one rank a GPU on each host (mpirun --map-by ppr:N:node), or hide the GPUs with "
             "CUDA_VISIBLE_DEVICES=''."
         )
     try:
-        tf.config.set_visible_devices(gpus[local_rank], "GPU")
+        tf.config.set_visible_devices(gpus[number], "GPU")
     except RuntimeError as error:
-        raise InputError(_TOO_LATE.format(wanted=f"GPU {local_rank} for this rank")) from error
+        raise InputError(_TOO_LATE.format(wanted=f"GPU {number} for this rank")) from error
     visible_gpus()
-    return [f"GPU:{local_rank}"]
+    return [f"GPU:{number}"]
 
 
 def replica_devices(count: int | None) -> list[str]:

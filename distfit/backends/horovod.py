@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from distfit.backends.base import Backend
 from distfit.backends.devices import pin_gpu
 from distfit.backends.transport import MPI, Transport
 from distfit.errors import InputError
+from distfit.install.rank_check import loaded_libmpi
+from distfit.meeting import same_mpi, several_mpis
 from distfit.topology import Topology
 
 # Read by Horovod when it starts. The step packs its own buckets; fusing them again in order of readiness
@@ -57,7 +60,10 @@ class Horovod(Backend):
 
         # Before Horovod, which would end MPI for all ranks as soon as the first one leaves.
         mpi = MPI() if _by_mpi(hvd) else None
+        libraries = loaded_libmpi(Path("/proc/self/maps").read_text())
+        _refuse(several_mpis(libraries) if mpi else None)
         hvd.init()
+        _refuse(same_mpi(self.topology.size, hvd.size(), libraries))
         self._hvd = hvd
         self.topology = Topology(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self.transport: Transport = mpi or _HorovodObjects(hvd)
@@ -108,6 +114,11 @@ class Horovod(Backend):
 def _by_mpi(hvd: Any) -> bool:
     """Whether Horovod will talk by MPI: horovodrun names the controller, mpirun leaves it to Horovod's build."""
     return hvd.mpi_built() and os.environ.get("HOROVOD_CONTROLLER", "mpi").lower() == "mpi"
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise InputError(reason)
 
 
 class _HorovodObjects:

@@ -12,7 +12,6 @@ from typing import Any
 from distfit.backends.base import Backend
 from distfit.backends.devices import visible_gpus
 from distfit.backends.transport import Alone
-from distfit.log import warn_once
 from distfit.topology import Topology
 
 
@@ -28,12 +27,7 @@ class Single(Backend):
         self.devices = []
 
     def start(self) -> None:
-        gpus = visible_gpus()
-        self.devices = ["GPU:0"] if gpus else ["CPU:0"]
-        if len(gpus) > 1:
-            warn_once(
-                f"this process trains on one of the {len(gpus)} GPUs that it sees; strategy='mirrored' uses them all."
-            )
+        self.devices = ["GPU:0"] if visible_gpus() else ["CPU:0"]
 
     @contextmanager
     def adopted(self, model: Any) -> Iterator[None]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from distfit.errors import RunError
+
 MODEL_FILE = "model.keras"
 
 
@@ -28,13 +30,20 @@ class ModelSaver(keras.callbacks.Callback):
         self._path = Path(folder) / MODEL_FILE
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         # Keras chooses its format by the ending.
         partial = self._path.with_name(f".partial-{os.getpid()}.keras")
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self.model.save(partial)
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self._path)
+        except OSError as error:
+            there = "that of the epoch before is there, whole" if self._path.exists() else "there is none yet"
+            raise RunError(
+                f"Expected to write the model of epoch {epoch + 1} to {self._path}, received: "
+                f"{error.strerror or error}; {there}. Make room or correct the folder's permissions; the run ends, as "
+                "its result could not be kept."
+            ) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from keras.src.utils.python_utils import pythonify_logs
 
 from distfit.data.feed import Batch, Feed, check_same_batches, flags_of
 from distfit.log import warn_once
+from distfit.training.memory import explained
 from distfit.training.metrics import global_results, leave_global
 from distfit.training.step import Step
 
@@ -186,7 +187,8 @@ class Loop:
         wish: bool = False,
         every_replica: bool = False,
     ) -> tuple[Any, Any]:
-        results = self._function(step, feed)(tf.constant(float(wish), tf.float64), batch)
+        with explained(self._session, feed.source.batch_size):
+            results = self._function(step, feed)(tf.constant(float(wish), tf.float64), batch)
         if every_replica:
             return [output for output, _ in results], results[0][1]
         return results[0]

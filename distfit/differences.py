@@ -1,0 +1,65 @@
+"""Who differs from whom, and in what: a table of facts that should be the same on every rank.
+
+table([{"keras": "3.15.1"}, {"keras": "3.15.2"}, {"keras": "3.15.2"}])
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+# More columns do not fit on a screen, and the first few say where to look.
+MOST_COLUMNS = 4
+MOST_WIDTH = 40
+ABSENT = "-"
+
+
+def table(by_rank: Sequence[Mapping[str, str]], hosts: Sequence[str] = ()) -> str:
+    """The facts that are not the same everywhere, a column for each kind of rank; "" when none differs.
+
+    Args:
+        by_rank: name and value of each rank's facts, in rank order.
+        hosts: where each rank is, to be shown above; none to leave them out.
+
+    >>> print(table([{"keras": "3.15.1", "numpy": "2.4"}, {"keras": "3.15.2", "numpy": "2.4"}]))
+               rank 0    rank 1
+      keras    3.15.1    3.15.2
+    >>> table([{"numpy": "2.4"}] * 2)
+    ''
+    """
+    names = list(dict.fromkeys(name for facts in by_rank for name in facts))
+    different = [name for name in names if len({facts.get(name) for facts in by_rank}) > 1]
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for rank, facts in enumerate(by_rank):
+        kinds.setdefault(tuple(_short(facts.get(name, ABSENT)) for name in different), []).append(rank)
+    shown = list(kinds.items())[:MOST_COLUMNS] if different else []
+    columns = [["", *(["host"] if hosts else []), *different]]
+    columns += [[ranks_text(ranks), *_where(ranks, hosts), *values] for values, ranks in shown]
+    hidden = len(kinds) - MOST_COLUMNS
+    return "\n".join([*_lines(columns), *([f"  and {hidden} more kinds of ranks"] if hidden > 0 else [])])
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """
+    >>> ranks_text([0]), ranks_text([1, 2, 3, 7])
+    ('rank 0', 'ranks 1-3, 7')
+    """
+    runs = [[rank for _, rank in run] for _, run in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0])]
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(parts)}"
+
+
+def _where(ranks: Sequence[int], hosts: Sequence[str]) -> list[str]:
+    different = list(dict.fromkeys(hosts[rank] for rank in ranks)) if hosts else []
+    more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+    return [_short(different[0] + more)] if different else []
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= MOST_WIDTH else f"{value[: MOST_WIDTH - 3]}..."
+
+
+def _lines(columns: list[list[str]]) -> list[str]:
+    if len(columns) < 2:
+        return []
+    gap = "  "
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    return [(gap + (2 * gap).join(row)).rstrip() for row in zip(*padded, strict=True)]

@@ -1,0 +1,57 @@
+"""What to say when a device has no memory left: what it held, and what to lower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from distfit.errors import RunError
+
+if TYPE_CHECKING:
+    from distfit.session import Session
+
+_MOST_WORDS = 200
+
+
+@contextmanager
+def explained(session: Session, batch_size: int | None) -> Iterator[None]:
+    """Around what fills the devices' memory.
+
+    Args:
+        session: this process in its job.
+        batch_size: rows of the global batch; None when unknown.
+
+    Raises:
+        RunError: TensorFlow ran out of memory, with the rows of a replica and the remedies.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        text = out_of_memory(str(error.message), session.backend.devices, batch_size, session.num_replicas)
+        raise RunError(text) from error
+
+
+def out_of_memory(message: str, devices: list[str], batch_size: int | None, replicas: int) -> str:
+    """
+    >>> print(out_of_memory("OOM when allocating tensor with shape[64,9]", ["GPU:3"], 512, 8))
+    Out of memory on GPU:3: 64 rows of the batch of 512 for each of the 8 replicas were too many (OOM when \
+allocating tensor with shape[64,9]). Lower batch_size (256 halves the rows of a replica; \
+gradient_accumulation_steps=2 in the optimizer then keeps the size of an update), start more replicas, make the \
+inputs smaller, or compute in mixed_bfloat16. nvidia-smi shows whether another process holds memory of the device.
+    """
+    first = " ".join(message.splitlines()[:1])[:_MOST_WORDS]
+    on = f"Out of memory on {', '.join(devices)}"
+    if batch_size is None:
+        what, less = f"the rows of a batch for each of the {replicas} replicas", "Make the batches smaller ("
+    else:
+        rows = -(-batch_size // replicas)
+        what = f"{rows:,} rows of the batch of {batch_size:,} for each of the {replicas} replicas"
+        less = f"Lower batch_size ({max(replicas, batch_size // 2)} halves the rows of a replica; "
+    return (
+        f"{on}: {what} were too many ({first}). {less}gradient_accumulation_steps=2 in the optimizer then keeps the "
+        "size of an update), start more replicas, make the inputs smaller, or compute in mixed_bfloat16. nvidia-smi "
+        "shows whether another process holds memory of the device."
+    )
