@@ -263,7 +263,8 @@ def test_a_run_folder_that_fills_up_keeps_the_model_of_the_epoch_before(small_di
     saver = ModelSaver(small_disk / "run")
     saver.set_model(model)
     saver.on_epoch_end(0)
-    with pytest.raises(distfit.RunError, match=r"model of epoch 2 .* No space left .* the epoch before is there, whole"):
+    words = r"model of epoch 2 .* No space left .* the epoch before is there, whole"
+    with pytest.raises(distfit.RunError, match=words):
         saver.on_epoch_end(1)
     assert os.listdir(small_disk / "run") == ["model.keras"]
     keras.models.load_model(small_disk / "run" / "model.keras")

@@ -1,4 +1,4 @@
-"""Built data sets: the digits, once each, stratified, the same bytes for a seed, whole or absent."""
+"""Built data sets: the digits and tables, once each, stratified, the same bytes for a seed, whole or absent."""
 
 import io
 import json
@@ -8,8 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from distfit import cli
 from distfit.data import build, description
+from distfit.data.build.split import stratified_split
 from distfit.data.index import build_index
 from distfit.data.records import read_at, write_records
 from distfit.errors import InputError
@@ -135,11 +138,25 @@ def test_the_split_depends_on_the_seed_and_not_on_the_shards(small, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_each_class_is_split_to_within_one_record(fraction, seed):
     labels = np.random.default_rng(seed).choice(7, size=503, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.03, 0.02])
-    members = build.stratified_split(labels, seed, fraction)
+    members = stratified_split(labels, seed, fraction)
     assert sorted([*members["train"], *members["validation"]]) == list(range(503))
     assert len(members["validation"]) == round(503 * fraction)
     exact = np.bincount(labels, minlength=7) * fraction
     assert (abs(np.bincount(labels[members["validation"]], minlength=7) - exact) < 1).all()
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_no_class_gives_its_last_record(fraction):
+    labels = np.repeat(np.arange(40), [1] * 20 + [2] * 10 + [3] * 10)
+    members = stratified_split(labels, 0, fraction)
+    assert (np.bincount(labels[members["train"]], minlength=40) > 0).all()
+    assert len(members["validation"]) > 0
+
+
+def test_classes_of_one_record_each_cannot_be_split(tmp_path):
+    with pytest.raises(InputError, match="records for the split 'validation' of small, received none"):
+        build.write_dataset(small_source(labels=(0, 1)), tmp_path / "a")
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_existing_folder_is_not_overwritten(small):
@@ -217,7 +234,74 @@ def test_a_source_whose_label_is_no_class_is_refused():
         small_source(labels=(0, 2))
 
 
+# Tables.
+
+
+@pytest.mark.parametrize("name", build.TABLES)
+def test_every_row_of_a_table_is_there_once_as_it_was_measured(name, tmp_path):
+    import tensorflow as tf
+
+    table = build.table_source(name)
+    built = build.build_table(name, tmp_path / "table")
+    width = table.inputs.shape[1]
+    assert built.features == {"inputs": f"float32[{width}]", "label": "int64"}
+    assert (built.image_format, built.pixels) == (None, None)
+    features = {"inputs": tf.io.FixedLenFeature([width], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
+    rows = []
+    for split in ("train", "validation"):
+        for record in tf.data.TFRecordDataset(built.files(split)):
+            example = tf.io.parse_single_example(record, features)
+            rows.append((*example["inputs"].numpy().tolist(), int(example["label"])))
+    expected = zip(table.inputs.tolist(), table.labels.tolist(), strict=True)
+    assert sorted(rows) == sorted((*row, label) for row, label in expected)
+
+
+# The command.
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli.app, ["data", "build", *map(str, arguments)], prog_name="distfit")
+
+
+def test_the_command_builds_a_table_and_says_what(tmp_path):
+    result = command("--from", "wine", "--shards", 3, "--validation-fraction", 0.5, tmp_path / "wine")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{tmp_path / 'wine'}: 89 train, 89 validation records of 3 classes.\n"
+    assert len(description.load(tmp_path / "wine").split("train").shards) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--images DIR or --from NAME, received none"),
+        (["--images", "a", "--from", "wine"], "--images DIR or --from NAME, received both"),
+        (["--from", "wine", "--skip-bad"], "Expected --skip-bad with --images"),
+        (["--from", "wine", "--validation-images", "a"], "Expected --validation-images with --images"),
+    ],
+)
+def test_the_command_takes_one_origin_of_records(tmp_path, arguments, message):
+    result = command(*arguments, tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
 # The description and the labels.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "shape"),
+    [("int64", "int64", ()), ("float32[13]", "float32", (13,)), ("float32[2, 3]", "float32", (2, 3))],
+)
+def test_the_type_of_a_feature_is_read(text, kind, shape):
+    assert description.parse_feature(text) == description.Feature(kind, shape)
+
+
+@pytest.mark.parametrize("text", ["float", "float32[]", "float32[a]", "float32[3", ""])
+def test_an_unknown_type_of_a_feature_is_refused(small, text):
+    edited(small, features={"image": text})
+    with pytest.raises(InputError, match=r"such as float32\[13\], received "):
+        description.load(small)
 
 
 def test_a_description_survives_its_file_and_a_move(small):

@@ -22,8 +22,8 @@ from tests.ranks import ROOT, environment
 LAYERS = {
     "words": "errors log",
     "facts": """
-        topology config models differences meeting keras_backend data.plan data.records data.index data.description data.build data.local
-        data.tfrecords monitor.start_block monitor.progress watch watch.* install install.*
+        topology config models differences meeting keras_backend data.plan data.records data.index data.description data.build data.build.* data.local
+        data.tfrecords monitor.start_block monitor.progress monitor.counting launchers launchers.* doctor doctor.* watch watch.* install install.*
         backends.transport backends.base backends.devices
     """,
     "TensorFlow": """
@@ -33,7 +33,7 @@ LAYERS = {
     "session": "session",
     "preparation": "prepare",
     "fitting": "fitting",
-    "experiment": "experiment",
+    "experiment": "experiment experiment.*",
     "command line": "cli cli.* __main__",
 }
 ORDER = list(LAYERS)

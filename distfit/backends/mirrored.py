@@ -15,6 +15,7 @@ possible, each pinned by tests/test_seams.py:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,7 @@ class Mirrored(Backend):
         self._count = devices
 
     def start(self) -> None:
+        tf.get_logger().addFilter(_is_no_chatter)
         self.devices = replica_devices(self._count)
         self.topology = self.topology.with_replicas(len(self.devices))
         self._strategy = _Strategy(self.devices, cross_device_ops=_reducer(self.devices))
@@ -110,6 +112,12 @@ class Mirrored(Backend):
         value = variable._value
         copies = value.values if hasattr(value, "values") else [value]
         return [copy.numpy() for copy in copies]
+
+
+def _is_no_chatter(record: logging.LogRecord) -> bool:
+    """Not that a strategy was made, nor each of its reductions: TensorFlow says so in interactive sessions, and the
+    start block has said it."""
+    return record.levelno > logging.INFO or record.module not in ("mirrored_strategy", "cross_device_ops")
 
 
 def _reducer(devices: Sequence[str]) -> tf.distribute.CrossDeviceOps | None:

@@ -11,6 +11,7 @@ it. The paths of a `Description` are those of the folder it was loaded from, so 
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 
 from distfit.data.records import read_at, scan
@@ -19,6 +20,39 @@ from distfit.errors import InputError, nearest
 NAME = "dataset.json"
 VERSION = 1
 LABELS_MOST_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The type of one feature of a record.
+
+    Args:
+        kind: "bytes", "int64" or "float32": which of TensorFlow's three lists holds the values.
+        shape: of the values, in C order; () is one value.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+def parse_feature(text: str) -> Feature:
+    """The type that a description names.
+
+    >>> parse_feature("bytes")
+    Feature(kind='bytes', shape=())
+    >>> parse_feature("float32[28,28]")
+    Feature(kind='float32', shape=(28, 28))
+
+    Raises:
+        InputError: it is no type that records have.
+    """
+    found = re.fullmatch(r"(bytes|int64|float32)(?:\[(\d+(?:, ?\d+)*)\])?", text)
+    if not found:
+        raise InputError(
+            "Expected the type of a feature, bytes, int64 or float32, with a shape in brackets where it has several "
+            f"values, such as float32[13], received {text!r}. Correct it in {NAME}."
+        )
+    return Feature(found[1], tuple(int(side) for side in (found[2] or "").split(",") if side))
 
 
 @dataclass(frozen=True)
@@ -47,17 +81,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Description:
-    """A data set of labelled images in TFRecord shards.
+    """A data set of labelled records in TFRecord shards.
 
     Args:
         version: of this format.
-        source: where the images came from, for people.
+        source: where the records came from, for people.
         seed: what the split and the order of records were drawn from.
-        validation_fraction: the share of each class that was asked for in the split `validation`.
+        validation_fraction: the share of each class that was asked for in the split `validation`; None where
+            the source was split already.
         classes: names; a label is a position in this list.
-        image_format: of the feature `image`, such as "png".
-        pixels: what a pixel's value means, for people.
-        features: name and type ("bytes" or "int64") of each feature of a record.
+        image_format: of the feature `image`, such as "png", "mixed" when there are several; None without images.
+        pixels: what a pixel's value means, for people; None when the images themselves say it, or without them.
+        features: name and type of each feature of a record; `parse_feature` reads a type.
         splits: by name.
         folder: where it was loaded from; not part of the file.
     """
@@ -65,10 +100,10 @@ class Description:
     version: int
     source: str
     seed: int
-    validation_fraction: float
+    validation_fraction: float | None
     classes: tuple[str, ...]
-    image_format: str
-    pixels: str
+    image_format: str | None
+    pixels: str | None
     features: dict[str, str]
     splits: dict[str, Split]
     folder: str = ""
@@ -106,6 +141,8 @@ def load(folder: str | os.PathLike) -> Description:
     """
     folder = os.fspath(folder)
     description = dataclasses.replace(_parse(_path_in(folder)), folder=folder)
+    for text in description.features.values():
+        parse_feature(text)
     for name in description.splits:
         for path, shard in zip(description.files(name), description.splits[name].shards, strict=True):
             _check_size(path, shard)
@@ -139,12 +176,12 @@ def _path_in(folder: str) -> str:
         raise InputError(
             f"Expected the folder of a data set, received {folder!r}, which is "
             f"{'a file' if os.path.exists(folder) else 'not there'}. Build one with "
-            f"`distfit data build --from digits {folder}`, or correct the path."
+            "`distfit data build`, or correct the path."
         )
     if not os.path.isfile(path):
         raise InputError(
             f"Expected {NAME} in the folder {folder!r}, received a folder without it: no data set, or one "
-            f"whose building was cut off. Build it with `distfit data build --from digits {folder}`."
+            "whose building was cut off. Build it with `distfit data build`."
         )
     return path
 

@@ -1,0 +1,111 @@
+"""Long counts: what is shown of them, work ahead in threads, and Ctrl-C."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from distfit.data.build.ahead import ahead
+from distfit.monitor.counting import in_lines, silent
+from tests.pictures import make_caltech
+from tests.ranks import environment
+
+
+def counted(seconds_each, total=40):
+    now = iter(range(0, 10**9, seconds_each))
+    stream = io.StringIO()
+    with in_lines("Checking", total, "images", stream, clock=lambda: float(next(now))) as done:
+        for _ in range(total):
+            done()
+    return stream.getvalue().splitlines()
+
+
+def test_a_line_every_ten_seconds_says_how_far_and_how_long():
+    lines = counted(seconds_each=3)
+    assert lines[0] == "Checking 4/40 images - left 1:48"
+    assert len(lines) == 40 * 3 // 12
+
+
+def test_what_is_over_at_once_says_nothing():
+    assert counted(seconds_each=1, total=9) == []
+    with silent("Checking", 3, "images") as done:
+        assert done() is None
+
+
+def test_results_come_in_order_from_several_threads():
+    threads = set()
+
+    def slow_first(number):
+        threads.add(threading.current_thread().name)
+        time.sleep(0.05 if number % 5 == 0 else 0)
+        return number
+
+    assert list(ahead(slow_first, range(30), threads=3)) == list(range(30))
+    assert len(threads) > 1
+
+
+def test_no_more_is_begun_than_can_be_held():
+    begun = []
+    results = ahead(lambda number: begun.append(number) or number, range(1000), threads=2)
+    assert next(results) == 0
+    results.close()
+    assert len(begun) <= 5
+
+
+def test_an_error_comes_at_its_item():
+    results = ahead(lambda number: 1 / (3 - number), range(10), threads=2)
+    assert [next(results) for _ in range(3)] == [1 / 3, 1 / 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+# Ctrl-C, which a shell may have made this process ignore.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from distfit.cli import main
+main()
+"""
+
+
+def test_ctrl_c_on_a_terminal_leaves_nothing_behind(tmp_path):
+    pictures = make_caltech(tmp_path / "pictures", classes=2, per_class=1)
+    for number in range(2, 3000):
+        os.link(pictures / "001.ak47" / "001_0001.jpg", pictures / "001.ak47" / f"{number}.jpg")
+    terminal, end = os.openpty()
+    command = [sys.executable, "-c", PROGRAM, "data", "build", "--images", pictures, tmp_path / "new" / "out"]
+    process = subprocess.Popen(command, env=environment(), stdout=end, stderr=end)
+    os.close(end)
+    try:
+        shown = read_until(terminal, lambda: any((tmp_path / "new").glob(".out.*/new/.train-*")))
+        process.send_signal(signal.SIGINT)
+        shown += read_until(terminal, lambda: process.poll() is not None)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    assert process.returncode == 130, shown
+    assert "Checking" in shown
+    assert "/3000" in shown
+    assert shown.rstrip().endswith("distfit: interrupted")
+    assert os.listdir(tmp_path / "new") == []
+
+
+def read_until(terminal, reached, limit_s=120):
+    """What the terminal shows until something is reached."""
+    os.set_blocking(terminal, False)
+    shown, end = b"", time.monotonic() + limit_s
+    while time.monotonic() < end:
+        last = reached()
+        with contextlib.suppress(BlockingIOError, OSError):  # nothing yet, or nobody there any more
+            shown += os.read(terminal, 65536)
+        if last:
+            return shown.decode()
+        time.sleep(0.005)
+    raise AssertionError(shown.decode())
