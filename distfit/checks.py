@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from distfit.errors import InputError
+from distfit.folders import existing
 from distfit.training.step import overrides
 
 # Enough to need blocks of its own on any file system.
@@ -143,7 +144,7 @@ def room(folder: str | os.PathLike | None, variables: Collection[Any]) -> None:
     if folder is None:
         return
     needed = sum(int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size for variable in variables)
-    there = _existing(Path(folder))
+    there = existing(folder)
     free = shutil.disk_usage(there).free
     if free < needed:
         raise InputError(
@@ -240,13 +241,6 @@ def _classes(model: keras.Model) -> int | None:
     return shape[-1] if isinstance(shape, tuple) and shape and isinstance(shape[-1], int) else None
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
 def _megabytes(count: int) -> str:
     """
     >>> _megabytes(3_500_000)
@@ -256,7 +250,7 @@ def _megabytes(count: int) -> str:
 
 
 def _try_to_write(folder: Path) -> None:
-    there = _existing(folder)
+    there = existing(folder)
     try:
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -268,5 +262,6 @@ def _try_to_write(folder: Path) -> None:
     except OSError as error:
         raise InputError(
             f"Expected to be able to write to the folder {folder}, received: "
-            f"{error.strerror or error} ({there}). Choose another folder or correct its permissions."
+            f"{error.strerror or error} ({there}). Choose another folder or correct its permissions; `distfit doctor "
+            f"--run-dir {folder}` tries it."
         ) from error

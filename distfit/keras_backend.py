@@ -20,12 +20,20 @@ def configured(environment: Mapping[str, str]) -> tuple[str, str]:
     """
     if environment.get(VARIABLE):
         return environment[VARIABLE], VARIABLE
-    file = Path(environment.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    named = from_file(environment)
+    return (named, str(_file(environment))) if named else (NEEDED, "")
+
+
+def from_file(environment: Mapping[str, str]) -> str | None:
+    """What Keras' own file says, None where it says nothing."""
     try:
-        named = json.loads(file.read_text()).get("backend")
+        return json.loads(_file(environment).read_text()).get("backend")
     except (OSError, ValueError, AttributeError):  # none, or one that Keras ignores too
-        named = None
-    return (str(named), str(file)) if named else (NEEDED, "")
+        return None
+
+
+def _file(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
 
 
 def refuse_others(environment: Mapping[str, str]) -> None:

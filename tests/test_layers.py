@@ -22,7 +22,7 @@ from tests.ranks import ROOT, environment
 LAYERS = {
     "words": "errors log",
     "facts": """
-        topology config models differences meeting keras_backend data.plan data.records data.index data.description data.build data.build.* data.local
+        topology config models differences folders meeting keras_backend data.plan data.records data.index data.description data.build data.build.* data.local
         data.tfrecords monitor.start_block monitor.progress monitor.counting launchers launchers.* doctor doctor.* watch watch.* install install.*
         backends.transport backends.base backends.devices
     """,
@@ -42,8 +42,14 @@ PURE = ("words", "facts", "session", "command line")
 HEAVY = {"tensorflow", "keras", "horovod", "mpi4py"}
 # Who may import these libraries, wherever in the file.
 ONLY_IN = {
-    "horovod": {"backends.horovod", "install.rank_check"},
-    "mpi4py": {"backends.transport", "install.rank_check"},
+    "horovod": {
+        "backends.horovod",
+        "install.rank_check",
+        "doctor.probe",
+        "doctor.rank_probe",
+        "launchers.horovodrun_program",
+    },
+    "mpi4py": {"backends.transport", "install.rank_check", "doctor.probe", "doctor.rank_probe"},
 }
 ENGINES = ("single", "mirrored", "horovod")
 CALLS_THAT_DECIDE = r"(startswith|endswith|isinstance|\.get)$"

@@ -88,7 +88,8 @@ def _check_ranks(name: str, topology: Topology) -> None:
         if reason is not None:
             raise InputError(
                 f"This job needs Horovod ({topology.size} ranks were started) and Horovod cannot be imported "
-                f"({reason}). Type: distfit horovod install, in the environment of {_python()}."
+                f"({reason}). Type: distfit horovod install, in the environment of {_python()}; `distfit doctor` shows "
+                "what is in the way."
             )
     elif topology.size > 1:
         raise InputError(

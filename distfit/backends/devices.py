@@ -98,7 +98,7 @@ def replica_devices(count: int | None) -> list[str]:
         if count is not None and count > len(gpus):
             raise InputError(
                 f"Expected devices to be at most the {len(gpus)} GPUs that this process sees, received {count}. "
-                "Ask for fewer, or check CUDA_VISIBLE_DEVICES."
+                "Ask for fewer, or check CUDA_VISIBLE_DEVICES; `distfit doctor` shows what each rank would take."
             )
         return [f"GPU:{number}" for number in range(count or len(gpus))]
     return _logical_cpus(count or 1)

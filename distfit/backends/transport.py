@@ -51,17 +51,17 @@ class MPI:
     a library that finds MPI running leaves it running.
 
     Raises:
-        InputError: mpi4py is not installed.
+        InputError: mpi4py is not installed, or finds no MPI.
     """
 
     def __init__(self) -> None:
         try:
             from mpi4py import MPI as mpi
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # absent, or present without an MPI library that loads
             raise InputError(
                 "The ranks were started under MPI, which needs mpi4py for values outside the step, and "
-                "mpi4py is not installed. Type: pip install 'distfit[mpi]' (or, against a cluster's own MPI, "
-                "pip install --no-binary mpi4py mpi4py)."
+                f"mpi4py cannot be imported ({error}). Type: pip install 'distfit[mpi]' (or, against a cluster's own "
+                "MPI, pip install --no-binary mpi4py mpi4py). Run `distfit doctor` to see which MPI it finds."
             ) from error
         self._communicator = mpi.COMM_WORLD.Dup()
 

@@ -15,7 +15,7 @@ from distfit.topology import Topology
 from distfit.watch import addresses
 from distfit.watch.ending import leave
 from distfit.watch.here import Here
-from distfit.watch.judge import at, ending
+from distfit.watch.judge import VANISHED, WHY_VANISHED, at, ending
 from distfit.watch.protocol import Lines, Message, encode, notice_dead_hosts
 from distfit.watch.stacks import WATCH_THREAD
 
@@ -170,9 +170,10 @@ class Client:
     def _chief_lost(self) -> None:
         if self._unheard or not self._deputy:
             leave(RUN_EXIT_CODE, self._unheard)
-        self._end_alone("was killed or crashed (its connection closed without a farewell)")
+        self._end_alone(VANISHED, WHY_VANISHED)
 
-    def _end_alone(self, what: str) -> None:
+    def _end_alone(self, what: str, why: str = "") -> None:
         who = f"rank 0 of {self._topology.size} on host {self._chief_host} (the chief)"
         where = at(self._here.position)
-        leave(RUN_EXIT_CODE, f"distfit: {who} {what}{where}\n{ending(RUN_EXIT_CODE)}")
+        lines = [f"distfit: {who} {what}{where}", *([why] if why else []), ending(RUN_EXIT_CODE)]
+        leave(RUN_EXIT_CODE, "\n".join(lines))

@@ -17,6 +17,11 @@ from distfit.watch.protocol import Message
 
 PATIENCE_S = 2.0
 STACKS_LIMIT_S = 3.0
+VANISHED = "was killed or crashed (its connection closed without a farewell)"
+WHY_VANISHED = (
+    "It could say nothing itself: out of memory (the kernel's log on its host says so: dmesg), killed by somebody, or "
+    "a crash in native code, for which `distfit doctor` on that host looks for libraries that do not fit together."
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,7 @@ class Judge:
     def lost(self, rank: int) -> None:
         """The connection of a rank closed; fine after a farewell, the end of the run otherwise."""
         if not self._ranks[rank].gone:
-            self._decide(
-                f"{self._who(rank)} was killed or crashed (its connection closed without a farewell)"
-                f"{at(self._position())}"
-            )
+            self._decide(f"{self._who(rank)} {VANISHED}{at(self._position())}\n{WHY_VANISHED}")
 
     def wants_stacks(self) -> bool:
         """True once, when every rank has to be asked where it is."""
