@@ -3,6 +3,7 @@
     config = load("configs/digits.yaml", ["epochs=2", "optimizer.learning_rate=0.01"])
     config.batch_size, config.optimizer.name
     save(config, "runs/digits/config.yaml")
+    schema()                                        # for editors: its JSON Schema
 
 Every field says in one sentence what it means; an error about it repeats that sentence. An unknown key, a
 key given twice and a value of another type are refused, nothing is guessed. No TensorFlow.
@@ -25,6 +26,7 @@ Positive = Annotated[int, Field(ge=1)]
 # YAML has lists where a frozen configuration has tuples; what is in them stays strict.
 Size = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
 class _Section(BaseModel):
@@ -38,6 +40,10 @@ class Image(_Section):
 
     size: Size | None = Field(
         default=None, description="[height, width] to resize images to; null keeps them as stored"
+    )
+    fit: Literal["stretch", "pad", "crop"] = Field(
+        default="stretch",
+        description="how images of other proportions get the size: stretched, with black borders, or cut to the middle",
     )
     channels: Literal[1, 3] = Field(default=1, description="1 for gray images, 3 for colour")
     standardise: bool = Field(
@@ -54,7 +60,24 @@ class Data(_Section):
     validation: str | None = Field(
         default="validation", description="the split to validate on after every epoch; null for none"
     )
+    classes: Positive | None = Field(
+        default=None, description="how many classes the data set has to have, or it is refused; null takes any number"
+    )
+    inputs: str = Field(
+        default="image",
+        min_length=1,
+        description="the stored feature that the model gets: encoded images are decoded, numbers are taken as they are",
+    )
     image: Image = Field(default=Image(), description="how a stored image becomes the model's input")
+    one_hot: bool = Field(
+        default=False,
+        description="whether labels become vectors of 0 and a 1, as categorical_crossentropy takes them",
+    )
+    transform: str | None = Field(
+        default=None,
+        pattern=IMPORT_PATH,
+        description="package.module:function from (input, label) of one record to those the model gets; null for none",
+    )
 
 
 class Optimizer(_Section):
@@ -66,16 +89,32 @@ class Optimizer(_Section):
     learning_rate: float = Field(
         default=0.001,
         gt=0,
-        description="the size of the first updates, for the global batch; nothing scales it",
+        description="the size of the updates, or the largest under a schedule, for the global batch; nothing scales it",
     )
     schedule: Literal["cosine"] | None = Field(
         default=None, description="cosine lowers the learning rate to zero over the whole run; null keeps it"
+    )
+    warmup_epochs: float = Field(
+        default=0.0,
+        ge=0,
+        description="over how many epochs at the start the learning rate rises from zero; they count as part of epochs",
     )
     momentum: float | None = Field(
         default=None,
         ge=0,
         lt=1,
         description="the share of the last update that is kept, for sgd and rmsprop; null is Keras' default",
+    )
+    nesterov: bool | None = Field(
+        default=None, description="whether sgd and its kin look ahead along the momentum; null is Keras' default"
+    )
+    weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        description="each update takes learning_rate * weight_decay of every weight away; null is Keras' default",
+    )
+    no_weight_decay: Names = Field(
+        default=(), description="weights without weight decay: names, or parts of them, such as bias, gamma and beta"
     )
     clipnorm: float | None = Field(
         default=None, gt=0, description="the largest norm of each variable's gradient; null for any"
@@ -91,7 +130,7 @@ class RunConfig(_Section):
     data: Data = Field(description="which records are trained on")
     model: str = Field(
         default="distfit.models:digits_cnn",
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=IMPORT_PATH,
         description="package.module:function from input_shape and classes to an uncompiled model",
     )
     model_options: dict[str, Any] = Field(default={}, description="further arguments of the model's function, by name")
@@ -101,9 +140,21 @@ class RunConfig(_Section):
         min_length=1,
         description="Keras' name of the loss or package.module:function; cross-entropy is from logits",
     )
+    loss_options: dict[str, Any] = Field(
+        default={}, description="arguments of the loss by name, such as label_smoothing of categorical_crossentropy"
+    )
     metrics: Names = Field(default=("accuracy",), description="Keras' names of the metrics, as in model.compile")
     batch_size: Positive = Field(default=32, description="the records of one step over all replicas")
-    epochs: Positive = Field(default=10, description="how often every record is trained on")
+    epochs: Positive = Field(
+        default=10, description="how often every record is trained on, unless steps_per_epoch says otherwise"
+    )
+    steps_per_epoch: Positive | None = Field(
+        default=None,
+        description="steps of each epoch, which goes on where the last one stopped; null is once through the records",
+    )
+    validation_steps: Positive | None = Field(
+        default=None, description="steps of each validation; null is once through the split"
+    )
     seed: int = Field(
         default=0,
         ge=0,
@@ -173,6 +224,18 @@ def save(config: RunConfig, path: str | os.PathLike, header: str = "") -> None:
         file.write((comment + text).encode())
 
 
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file, for editors and validators.
+
+    >>> schema()["properties"]["batch_size"]["minimum"]
+    1
+    """
+    fields = RunConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A training run of distfit"} | {
+        name: value for name, value in fields.items() if name != "title"
+    }
+
+
 def descriptions(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every field with its dotted name and its meaning, in order.
 
@@ -183,6 +246,20 @@ def descriptions(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iter
         yield prefix + name, str(field.description)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from descriptions(field.annotation, f"{prefix}{name}.")
+
+
+def values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is no group, with its dotted name and its value, in order.
+
+    >>> dict(values(Image(channels=3), "data.image."))["data.image.channels"]
+    3
+    """
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")

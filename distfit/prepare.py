@@ -183,7 +183,8 @@ def _unpacked(data: Any) -> tuple[Any, Any, Any]:
 def _progress(session: Session, ready: Feed, epochs: int, verbose: str | int) -> keras.callbacks.Callback:
     return make_progress(
         global_batch=ready.source.batch_size,
-        records=ready.source.records,
+        # How many an endless feed gives in an epoch depends on how many short batches that has.
+        records=None if ready.endless else ready.source.records,
         steps=ready.num_batches,
         epochs=epochs,
         verbose=verbose,

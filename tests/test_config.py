@@ -2,6 +2,7 @@ import doctest
 import subprocess
 import sys
 
+import jsonschema
 import pydantic
 import pytest
 
@@ -67,7 +68,9 @@ def test_key_at_the_wrong_level_is_found_where_it_belongs(minimal):
 
 
 def test_unknown_key_near_nothing_lists_its_siblings(minimal):
-    assert refused(minimal, "data.zzz=1").endswith("known are data.path, data.train, data.validation, data.image.")
+    assert refused(minimal, "data.image.zzz=1").endswith(
+        "known are data.image.size, data.image.fit, data.image.channels, data.image.standardise."
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,12 @@ def test_unknown_key_near_nothing_lists_its_siblings(minimal):
         ("optimizer.name=sdg", "'sgd'", "'sdg'"),
         ("optimizer=sgd", "a group of `field: value` lines", "'sgd'"),
         ("data.image.channels=2", "1 or 3", "2"),
+        ("data.image.fit=cut", "'stretch', 'pad' or 'crop'", "'cut'"),
+        ("data.classes=0", "greater than or equal to 1", "0"),
+        ("data.transform=halves", "of the form package.module:function", "'halves'"),
+        ("optimizer.warmup_epochs=-1", "greater than or equal to 0", "-1"),
+        ("optimizer.no_weight_decay=bias", "a list", "'bias'"),
+        ("steps_per_epoch=0", "greater than or equal to 1", "0"),
         ("data.image.size=8", "a list", "8"),
         ("data.image.size=[8]", "a list of two", "[8]"),
         ("data.image.size=[8, 8, 1]", "a list of two", "[8, 8, 1]"),
@@ -181,6 +190,24 @@ def test_every_field_says_what_it_means():
     meanings = dict(descriptions())
     assert set(RunConfig.model_fields) <= set(meanings)
     assert all(meaning != "None" and not meaning.endswith(".") for meaning in meanings.values())
+
+
+def test_schema_says_what_every_field_means_and_takes_no_other():
+    text = config.schema()
+    sections = [text, *text["$defs"].values()]
+    described = {
+        name: field.get("description") for section in sections for name, field in section["properties"].items()
+    }
+    meanings = {name.rpartition(".")[2]: meaning for name, meaning in descriptions()}
+    assert described == meanings
+    assert all(section["additionalProperties"] is False for section in sections)
+
+
+def test_schema_refuses_what_loading_refuses():
+    validator = jsonschema.Draft202012Validator(config.schema())
+    assert validator.is_valid({"data": {"path": "d"}, "epochs": 3})
+    for wrong in ({}, {"data": {"path": "d"}, "epoch": 3}, {"data": {"path": "d"}, "epochs": "3"}):
+        assert not validator.is_valid(wrong)
 
 
 def test_the_strategies_in_the_description_are_those_that_exist():

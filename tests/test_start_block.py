@@ -67,3 +67,9 @@ def test_seed_zero_is_a_seed():
 
 def test_batch_per_replica_of_more_replicas_than_records():
     assert facts(global_batch=2, replicas=3).batch_per_replica == "1 or 0"
+
+
+def test_epochs_that_are_no_pass_say_so():
+    block = start_block(StartFacts("single", 1, ["h"], ["CPU"], 1, 32, records=1437, endless=True, steps_per_epoch=20))
+    assert "records         1,437, read pass after pass" in block
+    assert "20 per epoch" in block

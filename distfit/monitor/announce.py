@@ -37,6 +37,7 @@ def announce(
         replicas=session.num_replicas,
         global_batch=train.source.batch_size,
         records=train.source.records,
+        endless=train.endless,
         steps_per_epoch=train.num_batches,
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),

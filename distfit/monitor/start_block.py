@@ -24,7 +24,8 @@ class StartFacts:
         devices: names of the devices of this run; repeated ones are counted.
         replicas: copies of the model, >= 1.
         global_batch: records of one step over all replicas; None when the data does not say.
-        records: records of one epoch; None when the data does not say.
+        records: records of the data; None when the data does not say.
+        endless: an epoch goes on where the one before it stopped, pass after pass; else it is one pass.
         steps_per_epoch: None when the data does not say.
         seed: None when everything is left to chance.
         log_dir: folder of the TensorBoard logs; None when there are none.
@@ -39,6 +40,7 @@ class StartFacts:
     replicas: int
     global_batch: int | None
     records: int | None = None
+    endless: bool = False
     steps_per_epoch: int | None = None
     seed: int | None = None
     log_dir: str | None = None
@@ -80,7 +82,7 @@ def start_block(facts: StartFacts) -> str:
         ("devices", _counted(facts.devices)),
         ("replicas", f"{facts.replicas:,}"),
         ("global batch", _batch(facts)),
-        ("records", "unknown" if facts.records is None else f"{facts.records:,} per epoch"),
+        ("records", _records(facts)),
         ("steps", _steps(facts.steps_per_epoch)),
         ("seed", "none: every run is another one" if facts.seed is None else str(facts.seed)),
         ("logs", facts.log_dir or "none"),
@@ -105,6 +107,12 @@ def _batch(facts: StartFacts) -> str:
     if facts.global_batch is None:
         return "as the data comes"
     return f"{facts.global_batch:,} ({facts.batch_per_replica} per replica)"
+
+
+def _records(facts: StartFacts) -> str:
+    if facts.records is None:
+        return "unknown"
+    return f"{facts.records:,}{', read pass after pass' if facts.endless else ' per epoch'}"
 
 
 def _steps(steps: int | None) -> str:
