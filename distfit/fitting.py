@@ -62,11 +62,12 @@ def fit(
             else keras.Model.fit takes. A Python generator is refused with several ranks.
         y, sample_weight, class_weight: as in keras.Model.fit, for arrays.
         batch_size: rows of one step over all replicas. Default: 32, or the data's own.
-        epochs, initial_epoch, steps_per_epoch, shuffle, validation_split, validation_data,
-            validation_steps, validation_batch_size, validation_freq: as in keras.Model.fit;
-            validation_data may be anything that x may be. `shuffle` orders arrays and TFRecords.
-            With `steps_per_epoch`, TFRecords are read pass after pass: an epoch of more steps than they have
-            goes on into the next pass, one of fewer leaves the rest to the next epoch.
+        epochs, initial_epoch, shuffle: as in keras.Model.fit; `shuffle` orders arrays and TFRecords.
+        validation_split, validation_data, validation_steps: as in keras.Model.fit; the data may be anything that x
+            may be.
+        validation_batch_size, validation_freq: as in keras.Model.fit.
+        steps_per_epoch: as in keras.Model.fit; with it, TFRecords are read pass after pass: an epoch of more steps
+            than they have goes on into the next pass, one of fewer leaves the rest to the next epoch.
         verbose: 0 silent, 1 a progress line, 2 one line an epoch; "auto" is 1. Only the chief speaks.
         callbacks: as in keras.Model.fit; those that write run on the chief only.
         strategy, devices, stall_limit_s: see `distfit.init`.

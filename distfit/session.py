@@ -154,7 +154,7 @@ class Session:
         """Around what ranks must not do at the same time, such as downloading weights into a shared folder.
 
         The chief runs the block first, then one rank of each other host, then all others, who find what the
-        first ones left. Collective: every rank comes here.
+        first ones left. Collective: every rank comes here. ::
 
             with distfit.init().chief_first():
                 base = keras.applications.ResNet50(weights="imagenet")

@@ -8,6 +8,7 @@ computation; a process runs `replicas_per_process` of them. Keeping the two apar
 the input shard belongs to the process, the slice of a batch to the replica.
 """
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -119,8 +120,20 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name)
     if text is None:
         return default
-    # Slurm writes "4(x2)" for four tasks on each of two nodes.
-    digits = text.split("(")[0].split(",")[0]
-    if not digits.isdigit():
+    values = _by_node(text)
+    node = environment.get("SLURM_NODEID", "0") if len(values) > 1 else "0"
+    if not node.isdigit() or int(node) >= len(values):
         raise InputError(f"Expected a whole number in the environment variable {name}, received {text!r}.")
-    return int(digits)
+    return values[int(node)]
+
+
+def _by_node(text: str) -> list[int]:
+    """A launcher's number, or Slurm's of each node; nothing when it is neither.
+
+    >>> _by_node("8"), _by_node("4(x2),3"), _by_node("many")
+    ([8], [4, 4, 3], [])
+    """
+    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(parts):
+        return []
+    return [int(part[1]) for part in parts if part for _ in range(int(part[2] or 1))]

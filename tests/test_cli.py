@@ -49,7 +49,10 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, list(arguments), prog_name="distfit")
 
 
-@pytest.mark.parametrize("command", ["train", "data build", "horovod install"])
+COMMANDS = ["data build", "doctor", "evaluate", "horovod install", "launch", "train"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example(command):
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
@@ -62,7 +65,7 @@ def test_the_tested_commands_are_all_there_are():
         children = getattr(command, "commands", {})
         return [leaf for name in children for leaf in leaves(children[name], (*path, name))] or [" ".join(path)]
 
-    assert sorted(leaves(typer.main.get_command(cli.app))) == ["data build", "horovod install", "train"]
+    assert sorted(leaves(typer.main.get_command(cli.app))) == COMMANDS
 
 
 def test_version_is_one_line():
@@ -72,7 +75,7 @@ def test_version_is_one_line():
     assert result.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["train", "--fast", "x.yaml"], ["train"], ["data", "build", "x"]])
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--fast", "x.yaml"], ["train"], ["data", "build"]])
 def test_wrong_command_line_exits_with_2_and_a_plain_message(arguments):
     result = run(*arguments)
     assert result.exit_code == 2

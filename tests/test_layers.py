@@ -22,8 +22,10 @@ from tests.ranks import ROOT, environment
 LAYERS = {
     "words": "errors log",
     "facts": """
-        topology config models differences folders meeting keras_backend data.plan data.records data.index data.description data.build data.build.* data.local
-        data.tfrecords monitor.start_block monitor.progress monitor.counting launchers launchers.* doctor doctor.* watch watch.* install install.*
+        topology config models differences folders cgroups meeting keras_backend
+        data.plan data.records data.index data.description data.build data.build.* data.local
+        data.tfrecords monitor.start_block monitor.progress monitor.counting watch watch.*
+        install install.* launchers launchers.* doctor doctor.*
         backends.transport backends.base backends.devices
     """,
     "TensorFlow": """

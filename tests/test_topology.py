@@ -34,6 +34,14 @@ def test_each_launchers_names(environment):
     assert (topology.rank, topology.size, topology.local_rank, topology.local_size) == (3, 4, 1, 2)
 
 
+def test_slurms_nodes_may_have_different_numbers_of_tasks():
+    step = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "1,2"}
+    topology = from_environment({**step, "SLURM_NODEID": "1"})
+    assert (topology.local_rank, topology.local_size) == (1, 2)
+    first = from_environment({**step, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"})
+    assert (first.local_rank, first.local_size) == (0, 1)
+
+
 def test_replicas_are_numbered_over_the_job():
     topology = Topology(rank=2, size=3).with_replicas(4)
     assert (topology.num_replicas, topology.first_replica, topology.is_chief) == (12, 8, False)

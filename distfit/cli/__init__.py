@@ -1,7 +1,10 @@
 """The command `distfit`: this module is its table of contents, each command has a module beside it.
 
+    distfit data build --images DIR OUT
     distfit train CONFIG.yaml key=value ...
-    distfit data build --from digits OUT
+    distfit evaluate CONFIG.yaml
+    distfit launch -np N --hosts h1:4,h2:4 -- PROGRAM
+    distfit doctor
     distfit horovod install
 
 A command imports what it needs when it runs, so that `distfit --help` loads neither TensorFlow nor Keras.
@@ -11,7 +14,7 @@ adds the traceback. Exit codes: 0, those of `distfit.errors`, 2 for a wrong comm
 
 import os
 
-from distfit.cli import data, horovod, train
+from distfit.cli import data, doctor, horovod, launch, train
 from distfit.cli.frame import command_line, group
 
 app = command_line(
@@ -20,8 +23,11 @@ app = command_line(
     "distfit train configs/digits.yaml epochs=5",
 )
 app.command()(train.train)
+app.command()(train.evaluate)
+app.command(context_settings=launch.CONTEXT)(launch.launch)
+app.command()(doctor.doctor)
 
-_data = group("Build data sets of TFRecord shards.", "distfit data build --from digits data/digits")
+_data = group("Build data sets of TFRecord shards.", "distfit data build --images photos data/photos")
 _data.command()(data.build)
 app.add_typer(_data, name="data")
 

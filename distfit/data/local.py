@@ -58,12 +58,11 @@ def local(dataset: Any | Callable[[InputContext], Any]) -> Local:
     Args:
         dataset: a batched tf.data.Dataset, or a function of an `InputContext` that returns one.
 
-    ```python
-    def files_of(context):
-        files = tf.data.Dataset.list_files("images/*.png", shuffle=False)
-        return files.shard(context.size, context.rank).map(decode).batch(context.batch_size)
-
-    distfit.fit(model, distfit.local(files_of), batch_size=64)
-    ```
+    >>> import tensorflow as tf
+    >>> def own_rows(context):
+    ...     return tf.data.Dataset.range(10).shard(context.size, context.rank).batch(context.batch_size)
+    >>> data = local(own_rows)                      # distfit.fit(model, data, batch_size=8)
+    >>> [batch.tolist() for batch in data.dataset(InputContext(rank=1, size=2, batch_size=4)).as_numpy_iterator()]
+    [[1, 3, 5, 7], [9]]
     """
     return Local(dataset)

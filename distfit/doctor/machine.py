@@ -13,18 +13,17 @@ from pathlib import Path
 
 import psutil
 
+from distfit import cgroups
 from distfit.doctor.facts import Folder, Machine, Network
 from distfit.folders import existing
 from distfit.watch import addresses
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MINE = Path("/proc/self/cgroup")
 _SHM = Path("/dev/shm")
 # A model of 50 million weights with Adam's state; large enough for the disk to notice.
 _TRIAL_BYTES = 8 * 2**20
 
 
-def machine(cgroup: Path = _CGROUP, mine: Path = _MINE, shm: Path = _SHM) -> Machine:
+def machine(cgroup: Path = cgroups.MOUNTED, mine: Path = cgroups.MINE, shm: Path = _SHM) -> Machine:
     """Cores and memory, with the limits of a container or a batch job (control groups, version 2 and 1).
 
     Args:
@@ -32,14 +31,15 @@ def machine(cgroup: Path = _CGROUP, mine: Path = _MINE, shm: Path = _SHM) -> Mac
         mine: the file that says which of them this process is in.
         shm: the folder of shared memory.
     """
-    groups = _groups(cgroup, _text(mine))
+    groups = cgroups.of_this_process(cgroup, mine)
     memory = psutil.virtual_memory()
-    total = min([memory.total, *_limits(groups, "memory.max"), *_limits(groups, "memory.limit_in_bytes")])
+    limits = [cgroups.least(groups, name) for name in ("memory.max", "memory.limit_in_bytes")]
+    total = min([memory.total, *(limit for limit in limits if limit is not None)])
     room = shutil.disk_usage(shm) if shm.is_dir() else None
     return Machine(
         cores=len(os.sched_getaffinity(0)),
         all_cores=os.cpu_count() or 1,
-        quota=min((quota for group in groups if (quota := _quota(group)) is not None), default=None),
+        quota=cgroups.core_quota(groups),
         memory=total,
         available=min(memory.available, total),
         shm=room.total if room else None,
@@ -89,43 +89,3 @@ def _try(there: Path) -> float:
 def _filesystem(there: Path) -> str:
     mounts = [part for part in psutil.disk_partitions(all=True) if there.is_relative_to(part.mountpoint)]
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else ""
-
-
-def _groups(root: Path, mine: str) -> list[Path]:
-    """The folders of this process's control groups and of those above them, whose limits count as well.
-
-    Args:
-        root: where they are mounted; inside a container its own group looks like the root.
-        mine: lines of NUMBER:CONTROLLERS:PATH, without controllers for version 2.
-    """
-    found = [root]
-    for line in mine.splitlines():
-        _, controllers, path = line.split(":", 2)
-        top = root / controllers.split(",")[0] if controllers else root
-        group = top / path.lstrip("/")
-        found += [folder for folder in (group, *group.parents) if folder.is_relative_to(top)]
-    return found
-
-
-def _limits(groups: list[Path], name: str) -> list[int]:
-    words = [_words(group / name) for group in groups]
-    return [int(word[0]) for word in words if word and word[0].isdigit()]  # "max" is none
-
-
-def _quota(group: Path) -> float | None:
-    """Cores of time that a group grants: "QUOTA PERIOD" in one file of version 2, in two of version 1; no limit is
-    "max" or -1."""
-    old = [word for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us") for word in _words(group / name)]
-    quota, period = [*(_words(group / "cpu.max") or old), "", ""][:2]
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-
-
-def _words(file: Path) -> list[str]:
-    return _text(file).split()
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:  # another version of control groups, or none
-        return ""

@@ -179,7 +179,7 @@ def _find_mpi(path: str, own_bin: Path) -> Mpi | None:
 
 def _mpirun_version(mpirun: str) -> str:
     """The line that names the version: the first one, or MPICH's `Version:` further down."""
-    lines = [line.strip() for line in _output(mpirun, "--version").splitlines() if line.strip()]
+    lines = [line.strip() for line in output_of(mpirun, "--version").splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("Version:")]
     return " ".join([*lines[:1], *named[:1]])
 
@@ -187,7 +187,7 @@ def _mpirun_version(mpirun: str) -> str:
 def _find_cuda(path: str, site: Path, environment: Mapping[str, str]) -> Cuda | None:
     homes = [environment[name] for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME") if environment.get(name)]
     nvcc = shutil.which("nvcc", path=os.pathsep.join([*(f"{home}/bin" for home in homes), path]))
-    release = re.search(r"release ([\d.]+)", _output(nvcc, "--version")) if nvcc else None
+    release = re.search(r"release ([\d.]+)", output_of(nvcc, "--version")) if nvcc else None
     if nvcc is None or release is None:
         return None
     home = _toolkit_home(nvcc)
@@ -199,7 +199,7 @@ def _find_cuda(path: str, site: Path, environment: Mapping[str, str]) -> Cuda | 
 
 def _toolkit_home(nvcc: str) -> Path:
     """Where nvcc says it is: the one on PATH may be a script that starts another one."""
-    told = re.search(r"^#\$ TOP=(\S+)", _output(nvcc, "--dryrun", "-x", "cu", "/dev/null"), re.MULTILINE)
+    told = re.search(r"^#\$ TOP=(\S+)", output_of(nvcc, "--dryrun", "-x", "cu", "/dev/null"), re.MULTILINE)
     return Path(told[1] if told else f"{nvcc}/../..").resolve()
 
 
@@ -220,10 +220,16 @@ def _nccl_version(header: Path) -> str:
     return ".".join(re.findall(r"#define NCCL_(?:MAJOR|MINOR|PATCH)\s+(\d+)", text))
 
 
-def _output(*command: str) -> str:
-    """What a program prints, errors last; nothing when it does not start, as a shim without a target."""
+def output_of(*command: str, path: str | None = None) -> str:
+    """What a program prints, errors last; nothing when it does not start, as a shim without a target.
+
+    Args:
+        command: program and arguments.
+        path: PATH for the programs that it starts itself, as Intel MPI's mpirun does; this process's by default.
+    """
+    environment = {**os.environ, "PATH": path} if path else None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout + done.stderr
