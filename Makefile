@@ -4,7 +4,9 @@
 #   make demo-horovod   adds MPI and Horovod; trains the digits as one process and as two MPI ranks
 #   make test           adds the test tools; the whole suite, real ranks included
 #   make test-fast      the suite without MPI and Horovod
+#   make install        distfit, MPI and Horovod in .venv, nothing else
 #   make lint           ruff and mypy
+#   make docs           the documentation as a site in build/docs
 #   make clean          removes what these made
 #
 # Variables: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-k plan"
@@ -42,7 +44,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: help demo demo-horovod test test-fast lint clean
+.PHONY: help demo demo-horovod test test-fast install lint docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -62,10 +64,15 @@ test: $(VENV)/.dev $(VENV)/.horovod
 test-fast: $(VENV)/.dev
 	python -m pytest -m "not mpi" $(PYTEST_ARGS)
 
+install: $(VENV)/.distfit $(VENV)/.horovod
+
 lint: $(VENV)/.dev
 	ruff check .
 	ruff format --check .
 	mypy
+
+docs: $(VENV)/.dev
+	python -m sphinx -W --keep-going -n -q docs build/docs
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo* $(DATA)

@@ -11,15 +11,11 @@ import typer.main
 
 from distfit import cli
 from distfit.config import load
+from tests import pages
 from tests.ranks import ROOT, launch
 
 README = (ROOT / "README.md").read_text()
-PAGES = [
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
-]
+PAGES = pages.ALL
 COMMAND = re.compile(r"(mpirun .*|horovodrun .*|DISTFIT_\w+=\S+ )?(python -m )?(distfit|make) ")
 # Appended to a script: what its training ended with.
 SHOW = """
@@ -42,9 +38,16 @@ def commands(page: str) -> list[list[str]]:
 
 
 def distfit_commands(page: str) -> list[list[str]]:
-    """The arguments of each `distfit ...` that is more than the bare name."""
-    found = [words[words.index("distfit") + 1 :] for words in commands(page) if "distfit" in words]
+    """The arguments of each `distfit ...` that is more than the bare name, also behind `distfit launch ... --`."""
+    parts = [part for words in commands(page) for part in _parts(words)]
+    found = [words[words.index("distfit") + 1 :] for words in parts if "distfit" in words]
     return [words for words in found if words]
+
+
+def _parts(words: list[str]) -> list[list[str]]:
+    """A command and the program that it starts, which a -- divides."""
+    cut = words.index("--") if "--" in words else len(words)
+    return [words[:cut], words[cut + 1 :]]
 
 
 def script(*, before: bool = False) -> str:
@@ -136,16 +139,16 @@ def test_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_configurations_load_with_their_overrides(page):
     for words in distfit_commands((ROOT / page).read_text()):
-        if words[:2] == ["train", "configs/digits.yaml"] and "key=value" not in words:
-            overrides = [word for word in words[2:] if word != "..."]
-            load(ROOT / words[1], overrides)
+        configuration = next((word for word in words if word.startswith("configs/")), None)
+        if configuration is not None and "key=value" not in words:
+            load(ROOT / configuration, [word for word in words if re.match(r"[a-z][\w.]*=", word)])
 
 
 def test_the_readme_has_commands_that_these_tests_see():
     found = [" ".join(words) for words in distfit_commands(README)]
     assert "horovod install" in found
     assert "data build --from digits data/digits" in found
-    assert len([words for words in found if words.startswith("train configs/digits.yaml")]) >= 2
+    assert len([words for words in found if words.startswith("train configs/caltech256.yaml")]) >= 2
 
 
 @pytest.mark.parametrize("page", PAGES)
