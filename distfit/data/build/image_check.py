@@ -1,0 +1,110 @@
+"""Is this a whole image that TensorFlow will decode? Asked of the bytes, before training, without TensorFlow.
+
+    image_format(data)                       # "jpeg", or NotAnImage: "cut off or damaged (...)"
+
+An image is decoded here by Pillow, which lets threads decode at a time and says what is wrong; TensorFlow
+would do neither, and would take the devices. Where the two differ the rules below follow TensorFlow's
+`tf.io.decode_image(data, channels=3, expand_animations=False)`, and the tests hold them against it. Damage in
+the middle of a JPEG that both of them decode without an error cannot be seen.
+"""
+
+import io
+from typing import Any
+
+_SIGNATURES = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "gif": b"GIF8", "bmp": b"BM"}
+FORMATS = (*_SIGNATURES, "webp")
+_PNG_END = b"IEND\xaeB`\x82"
+_BMP_BITS = slice(28, 30)
+_BMP_COMPRESSION = slice(30, 34)
+
+
+class NotAnImage(Exception):
+    """Bytes that TensorFlow will not decode to an image; the text says why, after "it is"."""
+
+
+def image_format(data: bytes) -> str:
+    """The format of an encoded image, whatever its file is called: one of `FORMATS`.
+
+    >>> image_format(b"<html>404</html>")
+    Traceback (most recent call last):
+    distfit.data.build.image_check.NotAnImage: no image
+
+    Raises:
+        NotAnImage: with the reason.
+    """
+    if not data:
+        raise NotAnImage("an empty file")
+    found = _signature(data)
+    if found is None:
+        raise NotAnImage(_other(data))
+    _OWN_RULES.get(found, lambda data: None)(data)
+    try:
+        _decode(data, found)
+    except NotAnImage:
+        raise
+    except Exception as error:  # Pillow lets through whatever its decoders meet
+        raise NotAnImage(f"a {found.upper()} image that is cut off or damaged{_detail(error)}") from error
+    return found
+
+
+def _detail(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    # Its text is about the object that held the bytes.
+    return "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+
+
+def _signature(data: bytes) -> str | None:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((name for name, start in _SIGNATURES.items() if data.startswith(start)), None)
+
+
+def _other(data: bytes) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return f"an image in the format {image.format}, where TensorFlow decodes {', '.join(FORMATS)}"
+    except Exception:  # as above; here it only means that Pillow does not know it either
+        return "no image"
+
+
+def _decode(data: bytes, name: str) -> None:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=[name.upper()]) as image:
+        if name == "jpeg":
+            image.draft(image.mode, (1, 1))  # reads every bit, but computes an eighth of each side: 4 times faster
+        if name == "bmp" and image.mode in ("P", "1"):
+            raise NotAnImage("a BMP image with a palette, whose indices TensorFlow would take for gray")
+        if name == "webp" and getattr(image, "is_animated", False):
+            raise NotAnImage("an animated WEBP image, which TensorFlow does not decode")
+        _load_all(image) if name == "gif" else image.load()
+
+
+def _load_all(image: Any) -> None:
+    """TensorFlow reads a whole GIF file for its first frame."""
+    while True:
+        image.load()
+        try:
+            image.seek(image.tell() + 1)
+        except EOFError:
+            return
+
+
+def _png_ends(data: bytes) -> None:
+    if _PNG_END not in data:
+        raise NotAnImage("a PNG image that is cut off (its end is missing)")
+
+
+def _bmp_is_plain(data: bytes) -> None:
+    bits, compression = (int.from_bytes(data[part], "little") for part in (_BMP_BITS, _BMP_COMPRESSION))
+    if bits not in (8, 24, 32) or compression not in (0, 3):
+        raise NotAnImage(
+            f"a BMP image of {bits} bits a pixel and compression {compression}; TensorFlow decodes 8, 24 or 32 "
+            "bits, uncompressed"
+        )
+
+
+_OWN_RULES = {"png": _png_ends, "bmp": _bmp_is_plain}

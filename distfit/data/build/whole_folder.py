@@ -1,0 +1,108 @@
+"""A folder that appears under its name complete, or not at all.
+
+    with whole_folder("data/mine", mark="dataset.json", force=False) as folder:
+        check_space(folder, 5 * 10**9, "mine")
+        ...                                     # fill it
+
+Until then it is a hidden folder beside its later place, which goes when the block fails or is interrupted.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from distfit.errors import InputError, RunError
+
+
+@contextlib.contextmanager
+def whole_folder(out: str, mark: str, force: bool) -> Iterator[str]:
+    """A folder to fill that takes the name `out` when the block ends, or is removed when it fails.
+
+    Args:
+        out: its name; its parents are made.
+        mark: a file that such a folder has and no other, by which one that may be replaced is known.
+        force: replace one that is there.
+
+    Raises:
+        InputError: something else is there, or it cannot be written.
+        RunError: writing failed.
+    """
+    check_free(out, mark, force)
+    parent = os.path.dirname(out)
+    try:
+        os.makedirs(parent, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(out)}.", dir=parent)
+    except OSError as error:
+        raise InputError(
+            f"Expected a folder that can be written at {out!r}, received: {error.strerror}. Choose another."
+        ) from error
+    try:
+        fresh = os.path.join(temporary, "new")
+        os.mkdir(fresh)
+        yield fresh
+        _put_in_place(fresh, out, os.path.join(temporary, "old"))
+    except OSError as error:
+        raise RunError(
+            f"Expected to write the data set {out!r}, received: {error.strerror or error}. Nothing of it is left. "
+            "Choose a place that has room and can be written, and build again."
+        ) from error
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _put_in_place(fresh: str, out: str, replaced: str) -> None:
+    # All three are on one file system, so that each move is one rename and nothing is ever half there.
+    if not os.path.isdir(out):
+        os.rename(fresh, out)
+        return
+    os.rename(out, replaced)
+    try:
+        os.rename(fresh, out)
+    except OSError:
+        os.rename(replaced, out)
+        raise
+
+
+def check_free(out: str, mark: str, force: bool) -> None:
+    """Nothing is in the way at `out`, or a data set that may be replaced.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if os.path.isdir(out):
+        entries = os.listdir(out)
+        if not entries or (force and mark in entries):
+            return
+        remedy = "pass --force to replace it" if mark in entries else "empty this one"
+        raise InputError(
+            f"Expected a new or empty folder to build in, received {out!r} with {len(entries)} entries. "
+            f"Choose another folder, or {remedy}."
+        )
+    if os.path.lexists(out):
+        raise InputError(f"Expected a folder to build in, received the file {out!r}. Choose another name.")
+
+
+def check_space(folder: str, needed: int, what: str) -> None:
+    """There is room for so many bytes.
+
+    Raises:
+        InputError: there is less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"Expected {format_bytes(needed)} of free space to write {what}, "
+            f"received {format_bytes(free)}. Choose a folder on another disk, or make room."
+        )
+
+
+def format_bytes(size: int) -> str:
+    """
+    >>> format_bytes(999), format_bytes(5 * 10**6), format_bytes(147_300_000_000)
+    ('999 B', '5.0 MB', '147.3 GB')
+    """
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    power = min(len(units) - 1, (len(str(size)) - 1) // 3)
+    return f"{size / 1000**power:.{1 if power else 0}f} {units[power]}"
