@@ -4,11 +4,12 @@ table([{"keras": "3.15.1"}, {"keras": "3.15.2"}, {"keras": "3.15.2"}])
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 # More columns do not fit on a screen, and the first few say where to look.
 MOST_COLUMNS = 4
 MOST_WIDTH = 40
+_SHOWN_BEFORE = 10  # characters of what long values have in common
 ABSENT = "-"
 
 
@@ -29,10 +30,11 @@ def table(by_rank: Sequence[Mapping[str, str]], hosts: Sequence[str] = ()) -> st
     different = [name for name in names if len({facts.get(name) for facts in by_rank}) > 1]
     kinds: dict[tuple[str, ...], list[int]] = {}
     for rank, facts in enumerate(by_rank):
-        kinds.setdefault(tuple(_short(facts.get(name, ABSENT)) for name in different), []).append(rank)
-    shown = list(kinds.items())[:MOST_COLUMNS] if different else []
+        kinds.setdefault(tuple(facts.get(name, ABSENT) for name in different), []).append(rank)
+    cells = [_cells(values) for values in zip(*kinds, strict=True)]
+    shown = list(zip(kinds.values(), zip(*cells, strict=True), strict=False))[:MOST_COLUMNS]
     columns = [["", *(["host"] if hosts else []), *different]]
-    columns += [[ranks_text(ranks), *_where(ranks, hosts), *values] for values, ranks in shown]
+    columns += [[ranks_text(ranks), *_where(ranks, hosts), *values] for ranks, values in shown]
     hidden = len(kinds) - MOST_COLUMNS
     return "\n".join([*_lines(columns), *([f"  and {hidden} more kinds of ranks"] if hidden > 0 else [])])
 
@@ -51,6 +53,19 @@ def _where(ranks: Sequence[int], hosts: Sequence[str]) -> list[str]:
     different = list(dict.fromkeys(hosts[rank] for rank in ranks)) if hosts else []
     more = f" and {len(different) - 1} more" if len(different) > 1 else ""
     return [_short(different[0] + more)] if different else []
+
+
+def _cells(values: Sequence[str]) -> list[str]:
+    """Values of one fact, long ones from shortly before they part: a table has to show that they differ.
+
+    >>> _cells(["/a/very/long/path/to/a/folder/of/a/run/one", "/a/very/long/path/to/a/folder/of/a/run/two"])
+    ['.../of/a/run/one', '.../of/a/run/two']
+    """
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*values, strict=False))
+    start = len(list(alike)) - _SHOWN_BEFORE
+    if start <= 0 or max(map(len, values)) <= MOST_WIDTH:
+        return [_short(value) for value in values]
+    return [_short(f"...{value[start:]}") for value in values]
 
 
 def _short(value: str) -> str:

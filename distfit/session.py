@@ -154,7 +154,7 @@ class Session:
         """Around what ranks must not do at the same time, such as downloading weights into a shared folder.
 
         The chief runs the block first, then one rank of each other host, then all others, who find what the
-        first ones left. Collective: every rank comes here. ::
+        first ones left. Inside of another one it is this rank's turn already. Collective: every rank comes here. ::
 
             with distfit.init().chief_first():
                 base = keras.applications.ResNet50(weights="imagenet")
@@ -163,6 +163,9 @@ class Session:
             RunError: the block failed on the chief or on the first rank of a host; on every rank that had not
                 begun it.
         """
+        if self.in_turn:
+            yield
+            return
         turn = 0 if self.is_chief else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
             self._next_turn(None)

@@ -26,7 +26,7 @@ done
 
 options=(-np "$RANKS" -H "$HOSTS" "--$CONTROLLER")
 [[ -z $INTERFACE ]] || options+=(--network-interfaces "$INTERFACE")
-if [[ $CONTROLLER = mpi ]] && mpirun --version | grep -q 'Open MPI'; then
+if [[ $CONTROLLER = mpi && $(mpirun --version) = *'Open MPI'* ]]; then
   prefix=$(dirname "$(dirname "$(command -v mpirun)")") # where mpirun's daemon lies on the other machines
   options+=("--mpi-args=--mca mpi_yield_when_idle 1 --prefix $prefix")
 fi

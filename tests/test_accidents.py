@@ -1,5 +1,6 @@
 """Accidents that happen to everybody once, on real ranks; tests/test_meeting.py has those of machines with GPUs."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -127,6 +128,7 @@ class Job:
     def _session(self, rank, hosts):
         session = Session.__new__(Session)
         session.topology = Topology(rank, self.size, hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
+        session.in_turn = False
         session.transport = type("Transport", (), {"gather": lambda _, value: self._gather(rank, value)})()
         return session
 
@@ -186,11 +188,22 @@ def test_whoever_waits_for_a_rank_that_fails_is_told(failing, ran):
     assert all(isinstance(error, distfit.RunError) and error.agreed and "no space" in str(error) for error in told)
 
 
+def test_a_builder_that_takes_turns_by_itself_may_be_called_in_turns():
+    def build(session):
+        with session.chief_first():
+            if session.is_chief:
+                raise distfit.InputError("no such weights")
+
+    results = Job(["a", "a", "b", "b"]).run(lambda session: session.agree(lambda: build(session), in_turns=True))
+    assert {type(error) for error in results} == {distfit.InputError}
+    assert {str(error) for error in results} == {"no such weights"}
+
+
 DRIVER = """
 #include <string.h>
 int cuInit(unsigned flags) { return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return number > 1; }
-int cuDeviceGetUuid(unsigned char *uuid, int device) { memset(uuid, device + 10, 16); return 0; }
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) { memset(uuid, device + 10, 16); return 0; }
 """
 
 
@@ -246,7 +259,8 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"mounting a file system is not permitted here: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True, timeout=30)
+    # Lazily: a writer of logs, whose run has failed, still has its file open.
+    subprocess.run(["umount", "-l", folder], check=True, timeout=30)
 
 
 def test_a_full_run_folder_is_refused_before_training(small_disk):
@@ -268,3 +282,20 @@ def test_a_run_folder_that_fills_up_keeps_the_model_of_the_epoch_before(small_di
         saver.on_epoch_end(1)
     assert os.listdir(small_disk / "run") == ["model.keras"]
     keras.models.load_model(small_disk / "run" / "model.keras")
+
+
+def test_a_disk_that_fills_up_under_the_logs_is_no_lack_of_memory(small_disk):
+    import keras
+
+    def fill(epoch, logs):
+        with open(small_disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=fill)]
+    rows = np.ones((8, 4)), np.ones((8, 3))
+    words = r"^TensorFlow could not write or open a file: .*No space left on device\. Make room there"
+    with pytest.raises(distfit.RunError, match=words):
+        distfit.fit(model, *rows, epochs=300, verbose=0, callbacks=callbacks, log_dir=small_disk / "logs")

@@ -233,6 +233,29 @@ def test_own_package_of_the_guide_trains_on_two_ranks_and_evaluates_on_one(wine,
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.timeout(200)
+def test_ranks_with_other_data_sets_are_refused_with_a_table(wine, tmp_path):
+    other = CliRunner().invoke(
+        cli.app, ["data", "build", "--from", "wine", "--seed", "5", str(tmp_path / "1" / "data")]
+    )
+    assert other.exit_code == 0, other.output
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "data").symlink_to(wine)
+    # As on two hosts: the same path, and another folder behind it.
+    program = (
+        "import os, sys, distfit.cli; os.chdir(sys.argv.pop(1) + '/' + os.environ['OMPI_COMM_WORLD_RANK']); "
+        "distfit.cli.main()"
+    )
+    fields = [str(ROOT / "configs" / "tabular.yaml"), "data.path=data"]
+    refused = launch(["-c", program, str(tmp_path), "train", *fields], 2, limit_s=140)
+    assert refused.code == 2, refused.report()
+    assert refused.errors.count("Expected the same data set on every rank, received:") == 1, refused.report()
+    assert re.search(r"^  seed +0 +5$", refused.errors, re.MULTILINE), refused.report()
+    assert not list(tmp_path.glob("*/runs"))
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.timeout(200)
 def test_own_package_that_raises_is_told_once_by_its_line(wine, tmp_path):
     _own_package(tmp_path)
     (tmp_path / "data").symlink_to(wine.parent)

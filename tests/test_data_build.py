@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from distfit import cli
 from distfit.data import build, description
 from distfit.data.build.split import stratified_split
+from distfit.data.build.whole_folder import check_free
 from distfit.data.index import build_index
 from distfit.data.records import read_at, write_records
 from distfit.errors import InputError
@@ -178,6 +179,25 @@ def test_force_does_not_remove_what_is_no_data_set(tmp_path):
     with pytest.raises(InputError, match="empty this one"):
         build.write_dataset(small_source(), tmp_path, shards=1, validation_shards=1, force=True)
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_force_keeps_what_lies_beside_the_data_set(small):
+    (small / "images").mkdir()
+    (small / "images" / "1.jpg").write_bytes(b"the only copy")
+    with pytest.raises(InputError, match=r"received 'images' in it, which is no part of one \(1 of 5 entries\)"):
+        build.write_dataset(small_source(), small, shards=1, validation_shards=1, force=True)
+    assert (small / "images" / "1.jpg").read_bytes() == b"the only copy"
+
+
+def test_a_place_that_cannot_take_a_new_name_is_refused_first(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: path == str(tmp_path))
+        with pytest.raises(InputError, match=f"Name a folder in it: {tmp_path}/NAME"):
+            check_free(str(tmp_path), description.NAME, force=False)
+    # Root may write everywhere, so the answer of the kernel is made up.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"received '{tmp_path}' above it, where this user may not write"):
+        check_free(str(tmp_path / "new" / "out"), description.NAME, force=False)
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -328,6 +328,11 @@ def test_gpus_and_the_ranks_that_take_them():
     assert lines(hidden)["devices"].status == WARNING
 
 
+def test_a_driver_that_does_not_say_what_it_runs_is_no_old_one():
+    line = lines(but(EIGHT_GPUS, cuda={"supports": "N/A"}))["cuda"]
+    assert (line.status, line.text) == (OK, "driver 570.86; 8 GPUs (NVIDIA H100 80GB HBM3); toolkit 12.5")
+
+
 def test_a_wrong_sum_has_no_bandwidth():
     wrong = but(HEALTHY, ranks={"seen": (RANK, replace(RANK, rank=1, right=False))})
     assert "B/s" not in lines(wrong)["ranks"].text
@@ -429,6 +434,13 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started():
     assert _gone(answer.said["child"])
 
 
+def test_of_a_program_that_ended_before_what_it_started_nothing_is_left():
+    program = 'sleep 600 & echo "{\\"child\\": $!}"'  # which keeps the pipe open
+    answer = asking.ask(["sh", "-c", program], os.environ, limit_s=1)
+    assert answer.problem == "did not answer within 1 s"
+    assert _gone(answer.said["child"])
+
+
 def _gone(pid: int) -> bool:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -436,6 +448,41 @@ def _gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+ORTE = """\
+ssh: Could not resolve hostname worker-0: Name or service not known
+--------------------------------------------------------------------------
+ORTE was unable to reliably start one or more daemons.
+This usually is caused by:
+
+* not finding the required libraries and/or binaries on
+  one or more nodes. Please check your PATH and LD_LIBRARY_PATH
+  settings, or configure OMPI with --enable-orterun-prefix-by-default
+
+* lack of authority to execute on one or more specified nodes.
+  Please verify your allocation and authorities.
+
+* the inability to write startup files into /tmp (--tmpdir/orte_tmpdir_base).
+  Please check with your sys admin to determine the correct location to use.
+
+*  compilation of the orted with dynamic libraries when static are required
+  (e.g., on Cray). Please check your configure cmd line and consider using
+  one of the contrib/platform definitions for your system type.
+
+* an inability to create a connection back to mpirun due to a
+  lack of common network interfaces and/or no route found between
+  them. Please check network connectivity (including firewalls
+  and network routing requirements).
+--------------------------------------------------------------------------
+"""
+
+
+def test_the_cause_is_found_above_what_mpirun_says_it_may_be():
+    program = f"import sys; sys.stderr.write({ORTE!r}); sys.exit(1)"
+    answer = asking.ask([sys.executable, "-c", program], os.environ, limit_s=30)
+    told = lines(but(HEALTHY, ranks={"seen": (), "problem": answer.problem, "errors": answer.errors}))["ranks"].text
+    assert told == "two ranks failed: ssh: Could not resolve hostname worker-0: Name or service not known"
 
 
 def test_a_program_that_crashes_has_said_what_it_knew():
@@ -491,6 +538,23 @@ def test_limits_of_a_container_and_of_a_batch_job_are_read(tmp_path, mine, files
     assert 1 <= here.usable_cores <= here.cores
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "idle"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_what_a_container_has_used_of_its_memory_is_not_free(tmp_path, limit, used, idle):
+    """The machine around it may have plenty."""
+    (tmp_path / limit).write_text(f"{GIB // 4}\n")
+    (tmp_path / used).write_text(f"{GIB // 4 - 3000}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\n{idle} 2000\n")
+    here = machine.machine(tmp_path, tmp_path / "absent")
+    assert (here.memory, here.available) == (GIB // 4, 5000)
+    assert hardware.memory(replace(HEALTHY, machine=here)).status == WARNING
+
+
 def test_without_limits_the_machine_counts(tmp_path):
     here = machine.machine(tmp_path, tmp_path / "absent")
     assert (here.quota, here.memory) == (None, psutil.virtual_memory().total)
@@ -526,6 +590,21 @@ def test_a_job_inside_a_job_does_not_take_itself_for_the_outer_one():
     assert child["OMPI_MCA_btl"] == "self,tcp", "the user's own"
     assert child["PYTHONPATH"].split(os.pathsep) == ["/mine", str(ROOT)]
     assert gather._child_environment({"HOROVOD_CPU_OPERATIONS": "gloo"})["HOROVOD_CPU_OPERATIONS"] == "gloo"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"SLURM_JOB_ID": "7", "SLURM_NODELIST": "n[1-2]"},
+        {"PBS_NODEFILE": "/spool/7", "PBS_JOBID": "7"},
+        {"OMPI_MCA_orte_default_hostfile": "/etc/mpi/hostfile"},
+        {"I_MPI_HYDRA_HOST_FILE": "/etc/mpi/hostfile", "HYDRA_HOST_FILE": "/etc/mpi/hostfile"},
+    ],
+)
+def test_the_two_ranks_stay_on_this_host_of_an_allocation(given):
+    child = gather._child_environment({**given, "OMPI_MCA_btl": "self,tcp"})
+    assert not given.keys() & child.keys()
+    assert child["OMPI_MCA_btl"] == "self,tcp"
 
 
 def test_other_ranks_of_a_job_leave_the_report_to_the_chief(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -213,6 +214,22 @@ def test_all_that_is_no_image_is_listed_and_refused(spoilt, tmp_path):
     assert [reason for reason in REASONS if reason not in result.stderr] == []
     assert "--skip-bad" in result.stderr
     assert os.listdir(tmp_path) == ["pictures"]
+
+
+def test_what_begins_as_no_image_is_not_read_whole(pictures):
+    """An archive or a film among the images may be larger than the memory."""
+    huge = pictures / "001.ak47" / "all.tar"
+    with huge.open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    found = image_folder.find_images(pictures)
+    tracemalloc.start()
+    try:
+        checked = image_folder.check_images(found)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert checked.found.wrong == [image_folder.Wrong("001.ak47/all.tar", "no image")]
+    assert most < 2**26
 
 
 def test_a_long_list_is_cut(pictures, tmp_path):

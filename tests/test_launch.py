@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +54,8 @@ SECRETS = {
     "TF_API_TOKEN": "s3cr3t",
     "TF_VAR_database": "s3cr3t",
     "HOROVOD_PASSWORD": "s3cr3t",
+    "KERAS_PASSPHRASE": "s3cr3t",
+    "TF_DB_PWD": "s3cr3t",
     "SLURM_JWT": "s3cr3t",
 }
 FOUND = {"PATH": "/env/bin:/usr/bin", "HOME": "/home/me", "PYTHONPATH": "/src", "NCCL_DEBUG": "INFO", **SECRETS}
@@ -392,6 +395,15 @@ def test_another_jobs_rank_is_not_passed_on():
     assert "SSH_AUTH_SOCK" not in command.argv
 
 
+@pytest.mark.parametrize("name", ["MPI4PY_LIBMPI", "NCCL_IB_PKEY", "UCX_IB_PKEY"])
+def test_without_these_ranks_would_load_another_mpi_or_find_no_network(name):
+    found = {**FOUND, name: "1"}
+    for changes, options in EVERY_LAUNCHER:
+        command = command_for(Job(8, PROGRAM, PAIR), machine(environment=found, inherited=found, **changes), **options)
+        assert command.environment[name] == "1"
+        assert name in ",".join(command.argv) or "horovodrun_program" in ",".join(command.argv), "which passes all"
+
+
 def test_an_mpis_settings_reach_ranks_that_no_mpirun_starts():
     found = {**FOUND, "PMIX_MCA_psec": "native"}
     argv = argv_of(Job(8, PROGRAM), machine(environment=found, inherited=found, allocation=GIVEN))
@@ -459,19 +471,24 @@ def test_without_np_the_slots_or_the_allocation_say_how_many():
 
 
 def test_a_launcher_that_does_not_start_is_told():
+    before = signal.getsignal(signal.SIGPIPE)
     with pytest.raises(RunError, match="/not/there"):
         start.start(Command(("/not/there",), {}))
+    assert signal.getsignal(signal.SIGPIPE) == before
 
 
 def test_the_launcher_takes_the_place_of_distfit(tmp_path):
-    """Same process, environment replaced, exit code its own."""
+    """Same process, environment replaced, no signal ignored because Python does, exit code its own."""
     code = (
         "import os; from distfit.launchers.start import start; from distfit.launchers.command import Command;"
-        "print(os.getpid()); start(Command(('/bin/sh', '-c', 'echo $$ $A $HOME; exit 7'), {'A': 'a'}))"
+        "print(os.getpid());"
+        "start(Command(('/bin/sh', '-c', 'echo $$ $A $HOME; grep SigIgn /proc/$$/status; exit 7'), {'A': 'a'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=of_a_job(), capture_output=True, text=True, timeout=60)
-    before, after = done.stdout.splitlines()
+    before, after, ignored = done.stdout.splitlines()
     assert (after, done.returncode) == (f"{before} a", 7)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert not int(ignored.split()[1], 16) >> (number - 1) & 1
 
 
 def type_launch(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

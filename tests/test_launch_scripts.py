@@ -71,6 +71,15 @@ def test_its_pods_are_pods(job):
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_its_ranks_start_as_many_threads_as_their_pod_has_cores(job):
+    """TensorFlow does not see a pod's limit."""
+    launcher, worker = (
+        job["spec"]["mpiReplicaSpecs"][name]["template"]["spec"]["containers"][0] for name in ("Launcher", "Worker")
+    )
+    threads = int(worker["resources"]["limits"]["cpu"]) // job["spec"]["slotsPerWorker"]
+    assert f"-x OMP_NUM_THREADS={threads} -x TF_NUM_INTRAOP_THREADS={threads} " in launcher["args"][0]
+
+
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [

@@ -142,5 +142,13 @@ def test_a_table_has_few_columns_and_short_cells():
     assert text.splitlines()[-1] == "  and 5 more kinds of ranks"
 
 
+def test_long_values_that_differ_at_their_end_are_told_apart():
+    text = table([{"path": "x" * 50 + end} for end in ("one", "two", "two")])
+    assert [line.split() for line in text.splitlines()] == [
+        ["rank", "0", "ranks", "1-2"],
+        ["path", "...xxxxxxxxxxone", "...xxxxxxxxxxtwo"],
+    ]
+
+
 def test_a_fact_that_one_rank_lacks_is_a_difference():
     assert table([{"a": "1"}, {}]).splitlines()[-1].split() == ["a", "1", "-"]

@@ -51,7 +51,8 @@ def _uuid(number: int) -> str | None:
     calls = (
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(device), number),
-        lambda: driver.cuDeviceGetUuid(ctypes.byref(uuid), device),
+        # The first version gives all slices of a GPU (MIG), which are devices of their own, the UUID of the whole.
+        lambda: driver.cuDeviceGetUuid_v2(ctypes.byref(uuid), device),
     )
     return f"GPU-{bytes(uuid).hex()}" if all(call() == 0 for call in calls) else None
 

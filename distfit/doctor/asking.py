@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-# Of what a program prints, the end is kept; a core dump of complaints helps nobody.
-_KEPT_LINES = 12
+# Of what a program prints, the end is kept: Open MPI names the cause above twenty lines of what it may come from.
+_KEPT_LINES = 100
 FAREWELL_S = 1.0  # from asking a program to end to killing it
 _REAPED_S = 0.2
 _running: set[subprocess.Popen[str]] = set()
@@ -157,7 +157,7 @@ def _started(
 def _end(processes: list[subprocess.Popen[str]]) -> None:
     """End programs with all that they started: mpirun's ranks have process groups of their own."""
     left = [process for process in processes if process.poll() is None]
-    families = [member for process in left for member in _family(process.pid)]
+    families = [member for process in processes for member in _family(process.pid)]
     for process in left:
         _signal_group(process, signal.SIGTERM)  # mpirun then takes its files out of /dev/shm and /tmp
     _wait(left, FAREWELL_S)
@@ -183,7 +183,20 @@ def _wait(processes: list[subprocess.Popen[str]], limit_s: float) -> None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    """What a program has started; of one that has ended itself, as an mpirun that crashed, the rest of its session."""
+    found = [_process(other) for other in psutil.pids() if other != pid and _session_of(other) == pid]
+    with suppress(psutil.NoSuchProcess):
+        found += psutil.Process(pid).children(recursive=True)
+    return [member for member in found if member]
+
+
+def _process(pid: int) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
+
+
+def _session_of(pid: int) -> int | None:
+    with suppress(ProcessLookupError, PermissionError):
+        return os.getsid(pid)
+    return None

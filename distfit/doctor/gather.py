@@ -36,6 +36,7 @@ from distfit.doctor.facts import (
 from distfit.errors import InputError
 from distfit.install import recipe
 from distfit.install.facts import Mpi, search_path
+from distfit.launchers.facts import allocation_of
 from distfit.topology import from_environment, launched
 
 # Read by TensorFlow, Keras, Horovod, MPI, NCCL or distfit, and worth knowing; nothing else of the environment
@@ -66,6 +67,8 @@ _LAUNCHERS_OWN = (
     *("OMPI_APP", "OMPI_ARGV", "OMPI_COMM", "OMPI_FILE", "OMPI_FIRST", "OMPI_NUM", "OMPI_TOOL", "OMPI_UNIVERSE"),
     *("OMPI_VERSION", "OMPI_WORLD", "OMPI_LIBDIR", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "OMPI_MCA_num"),
     *("OMPI_MCA_initial", "OMPI_MCA_shmem", "OPAL_", "PMIX_", "PMI_", "PRTE_", "MPI_LOCAL", "SLURM_", "HOROVOD_"),
+    # An allocation of other schedulers: mpirun would put the second rank on another of its hosts.
+    *("HYDRA_HOST_FILE", "I_MPI_HYDRA_HOST_FILE", "LSB_", "PBS_", "PE_HOSTFILE"),
 )
 GRACE_S = asking.FAREWELL_S + 0.5  # between the limit of the programs and giving up on the thread that asked
 
@@ -178,7 +181,7 @@ def two_ranks(launcher: Launcher, environment: Mapping[str, str], limit_s: float
 
 def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The user's own, as a training would get it; only this distfit is found, and nobody is in a job."""
-    inside = launched(environment) or "SLURM_JOB_ID" in environment
+    inside = launched(environment) or allocation_of(environment) is not None
     theirs = _LAUNCHERS_OWN if inside else ()
     clean = {name: value for name, value in environment.items() if not name.startswith(theirs)}
     # Behind what is there: in front it would change which packages the user's PYTHONPATH hides.

@@ -34,14 +34,16 @@ def cuda(facts: Facts) -> Line:
         seen = len(tensorflow.gpus or ())
         text = f"nvidia-smi is not on PATH; TensorFlow sees {seen} GPUs" if seen else "no NVIDIA driver: CPU only"
         return ok("cuda", text, **found)
-    text = f"driver {here.driver} runs CUDA up to {here.supports}; {_gpus(here.gpus)}"
+    # "N/A" in a container into which the driver's CUDA library was not mounted.
+    supports = _number(here.supports) != (0, 0)
+    text = f"driver {here.driver}" + (f" runs CUDA up to {here.supports}" if supports else "") + f"; {_gpus(here.gpus)}"
     text += f"; toolkit {here.toolkit}" if here.toolkit else ""
     hidden = facts.settings.get("CUDA_VISIBLE_DEVICES")
     if here.gpus and tensorflow.version and not tensorflow.is_cuda_build:
         return failure("cuda", f"{text}, and TensorFlow was built for the CPU alone", _with_cuda(facts), **found)
     if here.gpus and tensorflow.gpus == () and hidden is None:
         return failure("cuda", f"{text}, and TensorFlow sees none of them", _with_cuda(facts), **found)
-    if tensorflow.cuda and _number(here.supports) < _number(tensorflow.cuda):
+    if supports and tensorflow.cuda and _number(here.supports) < _number(tensorflow.cuda):
         old = _number(here.supports)[0] < _number(tensorflow.cuda)[0]
         return (failure if old else warning)(
             "cuda",

@@ -33,15 +33,14 @@ def machine(cgroup: Path = cgroups.MOUNTED, mine: Path = cgroups.MINE, shm: Path
     """
     groups = cgroups.of_this_process(cgroup, mine)
     memory = psutil.virtual_memory()
-    limits = [cgroups.least(groups, name) for name in ("memory.max", "memory.limit_in_bytes")]
-    total = min([memory.total, *(limit for limit in limits if limit is not None)])
+    limit, left = cgroups.memory_limit(groups), cgroups.memory_left(groups)
     room = shutil.disk_usage(shm) if shm.is_dir() else None
     return Machine(
         cores=len(os.sched_getaffinity(0)),
         all_cores=os.cpu_count() or 1,
         quota=cgroups.core_quota(groups),
-        memory=total,
-        available=min(memory.available, total),
+        memory=memory.total if limit is None else min(memory.total, limit),
+        available=memory.available if left is None else min(memory.available, left),
         shm=room.total if room else None,
         shm_free=room.free if room else None,
         load=os.getloadavg()[0],

@@ -20,7 +20,7 @@ _NOISE = re.compile(
 _TELLING = (
     re.compile(r"^[\w.]*(Error|Exception): "),
     re.compile(r"signal \d+|Segmentation"),
-    re.compile(r"[Ee]rror|not found|cannot|unable|[Uu]nknown|unrecogni[sz]ed"),
+    re.compile(r"[Ee]rror|not found|cannot|[Cc]ould not|unable|[Uu]nknown|unrecogni[sz]ed"),
 )
 
 

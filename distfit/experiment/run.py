@@ -28,6 +28,10 @@ from distfit.fitting import evaluate as evaluate_model
 from distfit.fitting import fit
 from distfit.session import Session, init
 
+_SAME_DATA = (
+    "Give all ranks one folder on a shared file system, or copies of one: each would read its part of another order of "
+    "records."
+)
 _SAME_FILE = "Start all ranks with the same file and the same overrides; a file on a shared file system is the same."
 
 
@@ -143,6 +147,7 @@ def ready(session: Session, config: RunConfig, *splits: str | None) -> Job:
     with session.running("preparing"):
         session.same("the same configuration", _SAME_FILE, **dict(values(config)))
         data = session.agree(lambda: load(config.data.path))
+        session.same("the same data set", _SAME_DATA, **json.loads(data.to_json()))
         job = session.agree(lambda: prepare(config, data))
         session.from_chief(lambda: [check_labels(data, split) for split in splits if split is not None])
     return job

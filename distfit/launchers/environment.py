@@ -18,7 +18,7 @@ _PREFIXES = (
     *("DISTFIT_", "HOROVOD_", "KERAS_", "TF_", "XLA_"),
     *("CUDA_", "NCCL_", "NVIDIA_"),
     *("GOMP_", "KMP_", "MKL_", "OMP_", "OPENBLAS_"),
-    *("FI_", "GLOO_", "I_MPI_", "MPICH_", "MPIR_CVAR_", "UCX_"),
+    *("FI_", "GLOO_", "I_MPI_", "MPI4PY_", "MPICH_", "MPIR_CVAR_", "UCX_"),
 )
 _NOT_MEANT = re.compile(
     # What a launcher told the rank that this process may be; another job's ranks must not believe it.
@@ -43,14 +43,15 @@ _LAUNCHER = {
 }
 _LAUNCHER_PREFIXES = ("HYDRA_", "LSB_", "PBS_", "PRTE_MCA_", "SLURM_", "SRUN_")
 
-_SECRET = re.compile(r"CREDENTIAL|JWT|KEY|PASSW|SECRET|TOKEN")
+# NCCL_IB_PKEY and UCX_IB_PKEY are numbers of InfiniBand's partitions, without which there is no connection.
+_SECRET = re.compile(r"CREDENTIAL|JWT|(?<!_IB_P)KEY|PASSPHRASE|PASSW|SECRET|TOKEN|_PWD")
 
 
 def looks_secret(name: str) -> bool:
     """Whether a variable of this name probably holds a secret.
 
-    >>> looks_secret("HOROVOD_API_KEY"), looks_secret("KERAS_HOME")
-    (True, False)
+    >>> looks_secret("HOROVOD_API_KEY"), looks_secret("KERAS_HOME"), looks_secret("NCCL_IB_PKEY")
+    (True, False, False)
     """
     return bool(_SECRET.search(name.upper()))
 

@@ -1,6 +1,7 @@
 """The one function that starts a launcher."""
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -19,7 +20,11 @@ def start(command: Command) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    # Python ignores these two, which what it becomes would inherit, down to the shell scripts that ranks may be.
+    ignored = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGPIPE, signal.SIGXFSZ)}
     try:
         os.execve(command.argv[0], list(command.argv), dict(command.environment))
     except OSError as error:
+        for number, before in ignored.items():
+            signal.signal(number, before)
         raise RunError(f"Expected to start {command.argv[0]}, received {error}. Check that it is installed.") from error

@@ -1,6 +1,7 @@
 """Is this a whole image that TensorFlow will decode? Asked of the bytes, before training, without TensorFlow.
 
     image_format(data)                       # "jpeg", or NotAnImage: "cut off or damaged (...)"
+    refuse_other(file)                       # before all of a file is read: may it be one at all?
 
 An image is decoded here by Pillow, which lets threads decode at a time and says what is wrong; TensorFlow
 would do neither, and would take the devices. Where the two differ the rules below follow TensorFlow's
@@ -9,9 +10,10 @@ the middle of a JPEG that both of them decode without an error cannot be seen.
 """
 
 import io
-from typing import Any
+from typing import Any, BinaryIO
 
 _SIGNATURES = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "gif": b"GIF8", "bmp": b"BM"}
+_SIGNATURE_BYTES = 12
 FORMATS = (*_SIGNATURES, "webp")
 _PNG_END = b"IEND\xaeB`\x82"
 _BMP_BITS = slice(28, 30)
@@ -36,7 +38,7 @@ def image_format(data: bytes) -> str:
         raise NotAnImage("an empty file")
     found = _signature(data)
     if found is None:
-        raise NotAnImage(_other(data))
+        raise NotAnImage(_other(io.BytesIO(data)))
     _OWN_RULES.get(found, lambda data: None)(data)
     try:
         _decode(data, found)
@@ -45,6 +47,18 @@ def image_format(data: bytes) -> str:
     except Exception as error:  # Pillow lets through whatever its decoders meet
         raise NotAnImage(f"a {found.upper()} image that is cut off or damaged{_detail(error)}") from error
     return found
+
+
+def refuse_other(file: BinaryIO) -> None:
+    """Refuses a file that begins as no image does, an archive of gigabytes say, without reading it whole.
+
+    Raises:
+        NotAnImage: with the reason; what has the beginning of an image is read from its start next.
+    """
+    start = file.read(_SIGNATURE_BYTES)
+    file.seek(0)
+    if start and _signature(start) is None:
+        raise NotAnImage(_other(file))
 
 
 def _detail(error: Exception) -> str:
@@ -60,11 +74,11 @@ def _signature(data: bytes) -> str | None:
     return next((name for name, start in _SIGNATURES.items() if data.startswith(start)), None)
 
 
-def _other(data: bytes) -> str:
+def _other(file: BinaryIO) -> str:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             return f"an image in the format {image.format}, where TensorFlow decodes {', '.join(FORMATS)}"
     except Exception:  # as above; here it only means that Pillow does not know it either
         return "no image"

@@ -20,7 +20,7 @@ import google_crc32c
 import numpy as np
 
 from distfit.data.build.ahead import ahead
-from distfit.data.build.image_check import FORMATS, NotAnImage, image_format
+from distfit.data.build.image_check import FORMATS, NotAnImage, image_format, refuse_other
 from distfit.errors import InputError, RunError, nearest
 from distfit.monitor.counting import Counting, silent
 
@@ -252,6 +252,7 @@ def _check(path: str) -> tuple[int, int, int] | str:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "no regular file"
         with open(path, "rb") as file:
+            refuse_other(file)
             data = file.read()
         return FORMATS.index(image_format(data)), len(data), google_crc32c.value(data)
     except OSError as error:

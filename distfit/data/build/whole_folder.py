@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 
 from distfit.errors import InputError, RunError
+from distfit.folders import existing
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def whole_folder(out: str, mark: str, force: bool) -> Iterator[str]:
     Args:
         out: its name; its parents are made.
         mark: a file that such a folder has and no other, by which one that may be replaced is known.
-        force: replace one that is there.
+        force: replace one that is there; not where something of somebody else lies in it.
 
     Raises:
         InputError: something else is there, or it cannot be written.
@@ -66,14 +67,18 @@ def _put_in_place(fresh: str, out: str, replaced: str) -> None:
 
 
 def check_free(out: str, mark: str, force: bool) -> None:
-    """Nothing is in the way at `out`, or a data set that may be replaced.
+    """Nothing is in the way at `out`, or a data set that may be replaced, and a folder can be made there.
 
     Raises:
         InputError: something else is there.
     """
+    _check_place(out)
     if os.path.isdir(out):
         entries = os.listdir(out)
-        if not entries or (force and mark in entries):
+        if force and mark in entries:
+            _check_own(out, entries, mark)
+            return
+        if not entries:
             return
         remedy = "pass --force to replace it" if mark in entries else "empty this one"
         raise InputError(
@@ -82,6 +87,30 @@ def check_free(out: str, mark: str, force: bool) -> None:
         )
     if os.path.lexists(out):
         raise InputError(f"Expected a folder to build in, received the file {out!r}. Choose another name.")
+
+
+def _check_place(out: str) -> None:
+    if os.path.ismount(out):
+        raise InputError(
+            f"Expected a folder to build in that can be renamed, received {out!r}, where a disk is mounted. Name a "
+            f"folder in it: {os.path.join(out, 'NAME')}"
+        )
+    above = existing(os.path.dirname(out))
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"Expected a folder that can be written at {out!r}, received {str(above)!r} above it, where this user may "
+            "not write. Choose another."
+        )
+
+
+def _check_own(out: str, entries: list[str], mark: str) -> None:
+    """What is replaced is removed, and may be all that somebody has of it: the images themselves, say."""
+    others = sorted(name for name in entries if name != mark and not name.endswith(".tfrecord"))
+    if others:
+        raise InputError(
+            f"Expected nothing but a data set to replace in {out!r}, received {others[0]!r} in it, which is no part of "
+            f"one ({len(others)} of {len(entries)} entries). Move it away, or choose another folder."
+        )
 
 
 def check_space(folder: str, needed: int, what: str) -> None:
