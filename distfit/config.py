@@ -26,6 +26,8 @@ Positive = Annotated[int, Field(ge=1)]
 # YAML has lists where a frozen configuration has tuples; what is in them stays strict.
 Size = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+# True and 1.0 equal 1, and would pass for it among the choices of a Literal.
+NoStandIn = pydantic.BeforeValidator(lambda value: str(value) if isinstance(value, (bool, float)) else value)
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -45,7 +47,7 @@ class Image(_Section):
         default="stretch",
         description="how images of other proportions get the size: stretched, with black borders, or cut to the middle",
     )
-    channels: Literal[1, 3] = Field(default=1, description="1 for gray images, 3 for colour")
+    channels: Annotated[Literal[1, 3], NoStandIn] = Field(default=1, description="1 for gray images, 3 for colour")
     standardise: bool = Field(
         default=False,
         description="whether each image is shifted and scaled to mean 0 and variance 1 instead of to 0..1",
@@ -176,7 +178,7 @@ class RunConfig(_Section):
         min_length=1,
         description="the folder for logs, checkpoints and results; relative to the current folder",
     )
-    verbose: Literal["auto", 0, 1, 2] = Field(
+    verbose: Annotated[Literal["auto", 0, 1, 2], NoStandIn] = Field(
         default="auto",
         description="0 is silent, 1 a progress line, 2 a line an epoch; auto lets distfit choose",
     )

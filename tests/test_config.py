@@ -102,6 +102,8 @@ def test_unknown_key_near_nothing_lists_its_siblings(minimal):
         ("dtype=float16", "'float32', 'float64' or 'mixed_bfloat16'", "'float16'"),
         ("stall_limit_s=0", "greater than 0", "0"),
         ("verbose=loud", "'auto', 0, 1 or 2", "'loud'"),
+        ("verbose=true", "'auto', 0, 1 or 2", "'True'"),
+        ("data.image.channels=1.0", "1 or 3", "'1.0'"),
         ("seed.x=1", "valid integer", "{'x': 1}"),
     ],
 )

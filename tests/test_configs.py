@@ -20,6 +20,11 @@ from distfit.models import IMAGENET_MEAN, IMAGENET_VARIANCE
 from tests.pictures import make_caltech
 from tests.ranks import ROOT, launch
 
+# The command line with the same paths, behind which each rank has another folder: OUT/RANK.
+AS_ON_TWO_HOSTS = (
+    "import os, sys, distfit.cli; os.chdir(sys.argv.pop(1) + '/' + os.environ['OMPI_COMM_WORLD_RANK']); "
+    "distfit.cli.main()"
+)
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -132,7 +137,7 @@ def test_caltech256_on_two_ranks_is_the_training_of_one(caltech):
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.timeout(300)
-def test_smoke_and_evaluation_on_two_ranks(caltech, pictures):
+def test_smoke_and_evaluation_on_two_ranks(caltech, pictures, tmp_path):
     job, run_dir = caltech(1)
     assert job.code == 0, job.report()
     before = sorted(run_dir.parent.rglob("*"))
@@ -141,7 +146,11 @@ def test_smoke_and_evaluation_on_two_ranks(caltech, pictures):
     assert smoke.code == 0, smoke.report()
     assert smoke.output.count("smoke test passed") == 1, smoke.report()
     assert sorted(run_dir.parent.rglob("*")) == before
-    evaluation = launch(["-m", "distfit", "evaluate", *fields, "--json"], 2, limit_s=140, cwd=run_dir.parent)
+    # Only the chief sees the model.
+    (tmp_path / "0").symlink_to(run_dir.parent)
+    (tmp_path / "1").mkdir()
+    command = ["-c", AS_ON_TWO_HOSTS, str(tmp_path), "evaluate", *fields, "--json"]
+    evaluation = launch(command, 2, limit_s=140)
     assert evaluation.code == 0, evaluation.report()
     found = json.loads(evaluation.output)
     assert found["metrics"]["loss"] == pytest.approx(_history(run_dir)["val_loss"][-1], rel=1e-5)
@@ -240,13 +249,8 @@ def test_ranks_with_other_data_sets_are_refused_with_a_table(wine, tmp_path):
     assert other.exit_code == 0, other.output
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "data").symlink_to(wine)
-    # As on two hosts: the same path, and another folder behind it.
-    program = (
-        "import os, sys, distfit.cli; os.chdir(sys.argv.pop(1) + '/' + os.environ['OMPI_COMM_WORLD_RANK']); "
-        "distfit.cli.main()"
-    )
     fields = [str(ROOT / "configs" / "tabular.yaml"), "data.path=data"]
-    refused = launch(["-c", program, str(tmp_path), "train", *fields], 2, limit_s=140)
+    refused = launch(["-c", AS_ON_TWO_HOSTS, str(tmp_path), "train", *fields], 2, limit_s=140)
     assert refused.code == 2, refused.report()
     assert refused.errors.count("Expected the same data set on every rank, received:") == 1, refused.report()
     assert re.search(r"^  seed +0 +5$", refused.errors, re.MULTILINE), refused.report()

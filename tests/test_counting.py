@@ -80,7 +80,8 @@ def test_ctrl_c_on_a_terminal_leaves_nothing_behind(tmp_path):
         os.link(pictures / "001.ak47" / "001_0001.jpg", pictures / "001.ak47" / f"{number}.jpg")
     terminal, end = os.openpty()
     command = [sys.executable, "-c", PROGRAM, "data", "build", "--images", pictures, tmp_path / "new" / "out"]
-    process = subprocess.Popen(command, env=environment(), stdout=end, stderr=end)
+    # Of its own kind and width, whatever terminal the tests themselves have.
+    process = subprocess.Popen(command, env=environment(TERM="xterm", COLUMNS="100"), stdout=end, stderr=end)
     os.close(end)
     try:
         shown = read_until(terminal, lambda: any((tmp_path / "new").glob(".out.*/new/.train-*")))

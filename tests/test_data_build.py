@@ -16,7 +16,7 @@ from distfit.data.build.split import stratified_split
 from distfit.data.build.whole_folder import check_free
 from distfit.data.index import build_index
 from distfit.data.records import read_at, write_records
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,22 @@ def test_force_replaces_a_data_set(small):
     build.write_dataset(small_source(), small, seed=3, shards=1, validation_shards=1, force=True)
     assert description.load(small).seed == 3
     assert len(os.listdir(small)) == 3
+    assert os.listdir(small.parent) == ["small"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit(143), OSError(5, "Input/output error")])
+def test_what_was_to_be_replaced_is_back_when_the_last_step_is_cut_off(small, monkeypatch, stop):
+    before, rename = bytes_of(small), os.rename
+
+    def cut_off(source, target):
+        if os.path.basename(source) == "new":
+            raise stop
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", cut_off)
+    with pytest.raises((KeyboardInterrupt, SystemExit, RunError)):
+        build.write_dataset(small_source(), small, seed=3, shards=1, validation_shards=1, force=True)
+    assert bytes_of(small) == before
     assert os.listdir(small.parent) == ["small"]
 
 

@@ -12,11 +12,11 @@ import tensorflow as tf
 from PIL import Image as Picture
 from typer.testing import CliRunner
 
-from distfit import cli, experiment
+from distfit import cli, experiment, models
 from distfit import config as configuration
 from distfit.config import load
 from distfit.data.description import Description, Shard, Split
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 from distfit.experiment import run, trial
 from distfit.experiment.features import Reader
 from distfit.experiment.job import prepare
@@ -67,6 +67,7 @@ def data():
 def write_module(tmp_path, monkeypatch):
     """A function that makes a module `mine` of a user, found as `distfit train` finds it."""
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # tests count the files that are left
     (tmp_path / "code").mkdir()
 
     def write(text):
@@ -122,7 +123,12 @@ def test_the_number_of_classes_may_be_stated(config_of, data):
         ("model=no_package.models:f", "No module named 'no_package'"),
         ("model_options.unit=3", "unexpected keyword argument 'unit'. It takes input_shape, classes, filters"),
         ("loss=mean_square_error", "did you mean 'mean_squared_error'?"),
-        ("loss=distfit.models:no_loss", "Expected loss to name a function of distfit.models"),
+        ("loss=distfit.models:no_loss", f"Expected loss to name a function of distfit.models ({models.__file__})"),
+        (
+            "loss_options.label_smoothing=0.1",
+            "sparse_categorical_crossentropy to take the loss_options, received: got an",
+        ),
+        ("model=distfit.experiment:smoke", "smoke to take input_shape and classes and the model_options, received: "),
         ("loss_options.label_smoothing=0.1", "unexpected keyword argument 'label_smoothing'. It takes from_logits"),
         ("data.one_hot=true", "Expected data.one_hot=false for loss=sparse_categorical_crossentropy"),
         ("loss=categorical_crossentropy", "Expected data.one_hot=true for loss=categorical_crossentropy"),
@@ -402,12 +408,19 @@ def test_dtype_policy_is_set_and_given_back():
 
 def test_history_is_whole_json_with_full_precision(tmp_path):
     history = keras.callbacks.History()
-    history.history = {"loss": [1.0, 0.1 + 0.2]}
+    history.history = {"loss": [1.0, 0.1 + 0.2], "val_loss": [math.inf, math.nan]}
     run._save_history(history, tmp_path / "history.json")
     assert json.loads((tmp_path / "history.json").read_text()) == {
-        "history": {"loss": [1.0, 0.1 + 0.2]},
-        "final": {"loss": 0.1 + 0.2},
+        "history": {"loss": [1.0, 0.1 + 0.2], "val_loss": [None, None]},
+        "final": {"loss": 0.1 + 0.2, "val_loss": None},
     }
+
+
+def test_history_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "history.json").mkdir()
+    with pytest.raises(RunError, match=r"Expected to write .*history\.json, received: Is a directory\. Make room"):
+        run._save_history(keras.callbacks.History(), tmp_path / "history.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 
 
 # The models of the examples.

@@ -168,6 +168,13 @@ def test_open_mpi_on_hosts_over_one_interface(family, own):
     assert command.environment["NCCL_SOCKET_IFNAME"] == "eth0"
 
 
+@pytest.mark.parametrize("family", [Family.open_mpi_4, Family.open_mpi_5])
+def test_open_mpi_on_one_machine_needs_no_interface_for_itself(family):
+    argv = before_program(argv_of(Job(2, PROGRAM, interface="lo"), machine(family)))
+    assert "--mca btl_tcp_if_include lo -x" in argv
+    assert argv.count(" lo ") == 1
+
+
 def test_open_mpi_takes_the_hosts_of_an_allocation():
     here = machine(allocation=Allocation("PBS"))
     assert " -H " not in before_program(argv_of(Job(2, PROGRAM), here))
@@ -451,6 +458,7 @@ def test_hosts_that_cannot_be_are_refused(text, words):
     ("fields", "words"),
     [
         ({"program": ()}, "a program after --"),
+        ({"program": ("python", "train.py", ":", "x")}, "a colon alone"),
         ({"ranks": 0}, "-np 0"),
         ({"ranks": 9, "hosts": PAIR}, "at most 8 ranks, the slots of --hosts h1:4,h2:4, received -np 9"),
         ({"interface": "eth0;reboot"}, "network interface"),

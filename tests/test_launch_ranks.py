@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,16 +46,19 @@ def waiting_job(tmp_path: Path, launcher: str) -> Iterator[subprocess.Popen[str]
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    family = []
     try:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("rank-*.json"))) < 2:
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
+        family = family_of(process.pid)  # which cannot be asked for when the launcher has ended before its ranks
         yield process
     finally:
-        for one in family_of(process.pid):
-            one.kill()
+        for one in {*family, *family_of(process.pid)}:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 

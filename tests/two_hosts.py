@@ -18,7 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ echo "$@" >> {scratch}/ssh.log
 while :; do case $1 in -o|-p|-i|-l) shift 2 ;; -*) shift ;; *) break ;; esac; done
 host=$1; shift
 if [ "$1" = -o ]; then shift 2; fi
-exec env -i HOME="$HOME" USER=somebody PATH=/usr/bin:/bin {scratch}/enter-"$host" sh -c "$*"
+exec env -i HOME="$HOME" USER=somebody PATH=/usr/bin:/bin:/usr/sbin:/sbin {scratch}/enter-"$host" sh -c "$*"
 """
 
 
@@ -156,10 +156,15 @@ def _script(path: Path, text: str) -> None:
 
 
 def _end_all(namespaces: list[str]) -> None:
-    for namespace in namespaces:
-        listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-        for pid in listed.stdout.split():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    """Kill until nobody is left: what is started between the listing and the killing is in the next listing."""
+    deadline = time.monotonic() + 10
+    while (left := [pid for namespace in namespaces for pid in _inside(namespace)]) and time.monotonic() < deadline:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _inside(namespace: str) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]

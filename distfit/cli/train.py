@@ -85,7 +85,7 @@ def evaluate(
     from distfit import experiment
 
     found = experiment.evaluate(run, split, model, verbose=0 if as_json else run.verbose)
-    _say(_as_json(found) if as_json else _as_lines(found))
+    _say(found.to_json() if as_json else _as_lines(found))
 
 
 def _loaded(config: str, overrides: list[str] | None) -> "RunConfig":
@@ -105,13 +105,6 @@ def _print_schema() -> None:
     from distfit.config import schema
 
     print(json.dumps(schema(), indent=2))
-
-
-def _as_json(found: "Evaluation") -> str:
-    import dataclasses
-    import json
-
-    return json.dumps(dataclasses.asdict(found))
 
 
 def _as_lines(found: "Evaluation") -> str:

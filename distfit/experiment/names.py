@@ -42,8 +42,8 @@ def named(field: str, path: str) -> Any:
     if not callable(getattr(module, name, None)):
         known = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise InputError(
-            f"Expected {field} to name a function of {module_name}, received {name!r}; "
-            f"{nearest(name, known) if known else 'it has none.'}"
+            f"Expected {field} to name a function of {module_name} ({getattr(module, '__file__', 'built in')}), "
+            f"received {name!r}; {nearest(name, known) if known else 'it has none.'}"
         )
     return getattr(module, name)
 
@@ -84,7 +84,7 @@ def check_arguments(field: str, path: str, function: Callable[..., Any], given: 
         field: that named the function.
         path: of the function, as it stands there.
         given: all arguments, by name.
-        ours: those of them that distfit gives; the others are those of `{field}_options`.
+        ours: those that distfit gives; the others are those of `{field}_options`.
 
     Raises:
         InputError: one too many, or one is missing.
@@ -94,8 +94,9 @@ def check_arguments(field: str, path: str, function: Callable[..., Any], given: 
         signature.bind(**given)
     except TypeError as error:
         own = [name for name in signature.parameters if name not in ours]
+        takes = [*(name for name in given if name in ours), f"the {field}_options"]
         raise InputError(
-            f"Expected {path} to take {', '.join(sorted(ours, reverse=True))} and the {field}_options, received: "
+            f"Expected {path} to take {' and '.join(takes)}, received: "
             f"{error}. It takes {', '.join(signature.parameters)}; {field}_options may be {', '.join(own) or 'none'}."
         ) from error
 

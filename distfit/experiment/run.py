@@ -7,8 +7,11 @@ evaluate(config).metrics["accuracy"]
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from distfit.config import RunConfig, save, values
 from distfit.data.description import check_labels, load
 from distfit.data.plan import steps_per_epoch
 from distfit.data.records import whole_file
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 from distfit.experiment.job import Job, prepare
 from distfit.fitting import evaluate as evaluate_model
 from distfit.fitting import fit
@@ -51,6 +54,15 @@ class Evaluation:
     records: int
     metrics: dict[str, float]
 
+    def to_json(self) -> str:
+        """One line; a metric that is not finite is null.
+
+        >>> Evaluation("a.keras", "test", 36, {"loss": float("nan"), "accuracy": 0.5}).to_json()
+        '{"model": "a.keras", "split": "test", "records": 36, "metrics": {"loss": null, "accuracy": 0.5}}'
+        """
+        metrics = {name: _finite(value) for name, value in self.metrics.items()}
+        return json.dumps(dataclasses.asdict(self) | {"metrics": metrics}, allow_nan=False)
+
 
 def train(
     config: RunConfig, callbacks: Sequence[keras.callbacks.Callback] = (), only_steps: int | None = None
@@ -68,6 +80,7 @@ def train(
     Raises:
         InputError: the configuration, the data or the run folder cannot work; before training starts,
             nothing written.
+        RunError: the run folder no longer takes its files, or the run ended as `distfit.fit` says.
     """
     session = init(config.strategy, config.devices, stall_limit_s=config.stall_limit_s)
     run_dir = Path(config.run_dir)
@@ -92,8 +105,8 @@ def train(
             log_dir=run_dir / "logs",
             checkpoint=run_dir / "checkpoint",
         )
-    if session.is_chief:
-        _save_history(history, run_dir / "history.json")
+    with session.running("writing the history"):
+        session.from_chief(lambda: _save_history(history, run_dir / "history.json"))
     return history
 
 
@@ -116,7 +129,7 @@ def evaluate(
         split = _chosen(session, split or config.data.validation)
         job = ready(session, config, split)
         with session.running("preparing"):
-            trained = session.agree(lambda: job.load(path))
+            trained = loaded(session, job, path)
         # As a training with this setting does after each epoch, so that both give the same number.
         steps = _validation_steps(config, job, config.validation_steps) if split == config.data.validation else None
         records = job.reader.data.split(split).records
@@ -151,6 +164,22 @@ def ready(session: Session, config: RunConfig, *splits: str | None) -> Job:
         job = session.agree(lambda: prepare(config, data))
         session.from_chief(lambda: [check_labels(data, split) for split in splits if split is not None])
     return job
+
+
+def loaded(session: Session, job: Job, path: Path) -> keras.Model:
+    """`Job.load` on every rank; hosts that do not see the chief's file get a copy for the moment. Collective.
+
+    Raises:
+        InputError: as `Job.load`; on every rank.
+    """
+    seen = session.transport.gather(path.is_file())
+    if all(seen) or not seen[0]:
+        return session.agree(lambda: job.load(path))
+    content = session.transport.broadcast(path.read_bytes() if session.is_chief else None)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(content)
+        return session.agree(lambda: job.load(path if session.is_chief else copy))
 
 
 def model_path(config: RunConfig) -> Path:
@@ -199,14 +228,33 @@ def _saves_config(session: Session, config: RunConfig, path: Path) -> list[keras
         return []
 
     def write(logs: Any) -> None:
-        os.makedirs(path.parent, exist_ok=True)
-        save(config, path, header=f"distfit train {path}\nThe configuration of this run, resolved.")
+        with _written(path):
+            os.makedirs(path.parent, exist_ok=True)
+            save(config, path, header=f"distfit train {path}\nThe configuration of this run, resolved.")
 
     return [keras.callbacks.LambdaCallback(on_train_begin=write)]
 
 
 def _save_history(history: keras.callbacks.History, path: Path) -> None:
-    values = {name: [float(value) for value in by_epoch] for name, by_epoch in history.history.items()}
-    text = json.dumps({"history": values, "final": {name: each[-1] for name, each in values.items()}}, indent=2)
-    with whole_file(path) as file:
+    values = {name: [_finite(value) for value in by_epoch] for name, by_epoch in history.history.items()}
+    text = json.dumps(
+        {"history": values, "final": {name: each[-1] for name, each in values.items()}}, indent=2, allow_nan=False
+    )
+    with _written(path), whole_file(path) as file:
         file.write(f"{text}\n".encode())
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"Expected to write {path}, received: {error.strerror or error}. Make room or correct the folder's "
+            "permissions; what the run had left there before is whole."
+        ) from error
+
+
+def _finite(value: Any) -> float | None:
+    """JSON has no word for other numbers, and readers other than Python's refuse its NaN."""
+    return float(value) if math.isfinite(value) else None

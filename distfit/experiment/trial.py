@@ -27,7 +27,7 @@ import tensorflow as tf
 from distfit import checks
 from distfit.config import RunConfig
 from distfit.errors import InputError
-from distfit.experiment.run import dtype_policy, model_path, ready, train
+from distfit.experiment.run import dtype_policy, loaded, model_path, ready, train
 from distfit.fitting import predict
 from distfit.folders import existing
 from distfit.session import Session, init
@@ -158,15 +158,16 @@ def _checkpoint(session: Session, config: RunConfig, trained: keras.Model) -> Fi
         job = ready(session, config)
         try:
             with session.running("loading the checkpoint"):
-                loaded = session.agree(lambda: job.load(path))
+                again = loaded(session, job, path)
+                size = session.from_chief(lambda: path.stat().st_size)
         except InputError as error:
             return Finding("checkpoint", False, str(error))
         records = job.records(config.data.train)
-        own, read = (predict(model, records, config.batch_size, 0, steps=1) for model in (trained, loaded))
-    pairs = zip(trained.get_weights(), loaded.get_weights(), strict=True)
+        own, read = (predict(model, records, config.batch_size, 0, steps=1) for model in (trained, again))
+    pairs = zip(trained.get_weights(), again.get_weights(), strict=True)
     same = all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
     same = same and _close(own, read, trained.compute_dtype)
-    text = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, loads and predicts {'the same' if same else 'otherwise'}"
+    text = f"{path.name}, {size / 1e6:.1f} MB, loads and predicts {'the same' if same else 'otherwise'}"
     return Finding("checkpoint", same, text)
 
 

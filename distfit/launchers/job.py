@@ -56,6 +56,11 @@ class Job:
             raise InputError(
                 "Expected a program after --, received none. For example: distfit launch -np 2 -- python train.py"
             )
+        if ":" in self.program:
+            raise InputError(
+                "Expected a program without an argument that is a colon alone, behind which mpirun and srun take what "
+                "follows for another program, received one. Write it with its option: --separator=:"
+            )
         if self.ranks < 1:
             raise InputError(f"Expected at least one rank, received -np {self.ranks}.")
         if self.hosts and self.ranks > slots:

@@ -21,7 +21,7 @@ def command(job: Job, facts: Facts, mpirun: Mpirun) -> Command:
         *(mpirun.path, "-np", str(job.ranks), *_hosts(job, facts)),
         *("--map-by", "slot", "--bind-to", "none"),
         *yielding(job, facts),
-        *_interface(job, mpirun),
+        *_interface(job, facts, mpirun),
         *(["--allow-run-as-root"] if job.allow_root else []),
         *(part for name in for_ranks(environment, job.passed) for part in ("-x", name)),
         *job.program,
@@ -52,10 +52,13 @@ def _hosts(job: Job, facts: Facts) -> list[str]:
     return [] if facts.allocation else ["-H", f"localhost:{job.ranks}"]
 
 
-def _interface(job: Job, mpirun: Mpirun) -> list[str]:
+def _interface(job: Job, facts: Facts, mpirun: Mpirun) -> list[str]:
     """For the ranks' messages, and for the launcher's own connections, which 5 has in another project."""
     if job.interface is None:
         return []
+    messages = ["--mca", "btl_tcp_if_include", job.interface]
+    if not job.hosts and facts.allocation is None:  # on one machine, where 5 refuses loopback for its own
+        return messages
     own = {Family.open_mpi_4: ["--mca", "oob_tcp_if_include"], Family.open_mpi_5: ["--prtemca", "prte_if_include"]}
     assert mpirun.family is not None, "only a known mpirun is asked for a command"
-    return ["--mca", "btl_tcp_if_include", job.interface, *own[mpirun.family], job.interface]
+    return [*messages, *own[mpirun.family], job.interface]

@@ -58,11 +58,12 @@ def _put_in_place(fresh: str, out: str, replaced: str) -> None:
     if not os.path.isdir(out):
         os.rename(fresh, out)
         return
-    os.rename(out, replaced)
     try:
+        os.rename(out, replaced)
         os.rename(fresh, out)
-    except OSError:
-        os.rename(replaced, out)
+    except BaseException:  # Ctrl-C too: what was replaced goes with the temporary folder
+        if not os.path.lexists(out):
+            os.rename(replaced, out)
         raise
 
 
