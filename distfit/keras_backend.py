@@ -3,6 +3,7 @@
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def from_file(environment: Mapping[str, str]) -> str | None:
 
 
 def _file(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    """Where Keras looks: a user without a home that can be written, as in a container, has it in /tmp."""
+    home = os.path.expanduser("~")
+    folder = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
+    return Path(os.path.expanduser(environment.get("KERAS_HOME") or folder)) / "keras.json"
 
 
 def refuse_others(environment: Mapping[str, str]) -> None:

@@ -97,7 +97,7 @@ def test_other_versions_are_refused_before_anything_starts(tmp_path):
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_a_launcher_of_another_mpi_is_refused(tmp_path):
-    job = launch(["-m", "tests.accidents_script", "foreign_launcher", str(tmp_path)], launcher="mpirun")
+    job = launch(["-m", "tests.accidents_script", "foreign_launcher", str(tmp_path)], launcher="none")
     assert job.code == 2, job.report()
     assert "Expected the 2 ranks that the launcher started, received a job of 1" in errors(job), job.report()
     assert not list(tmp_path.iterdir())
@@ -115,6 +115,12 @@ def test_out_of_memory_says_the_rows_of_a_replica_and_what_to_lower(tmp_path):
 
 def test_out_of_memory_without_a_known_batch():
     assert "Make the batches smaller (gradient_accumulation_steps=2" in out_of_memory("OOM", ["GPU:0"], None, 2)
+
+
+def test_out_of_memory_with_one_row_a_replica_does_not_ask_for_fewer():
+    text = out_of_memory("OOM", ["GPU:0"], 8, 8)
+    assert "a single row for each of the 8 replicas was too much (OOM). Make the model or its inputs smaller" in text
+    assert "batch_size" not in text
 
 
 class Job:

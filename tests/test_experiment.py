@@ -134,7 +134,7 @@ def test_the_number_of_classes_may_be_stated(config_of, data):
         ("loss=categorical_crossentropy", "Expected data.one_hot=true for loss=categorical_crossentropy"),
         ("metrics=[acuracy]", "did you mean 'accuracy'?"),
         ("optimizer.momentum=0.9", "Expected settings that Keras' Adam has, received optimizer.momentum=0.9"),
-        ("optimizer.warmup_epochs=10", "to be less than epochs, received 10 of 10"),
+        ("optimizer.warmup_epochs=10", "to be less than epochs, received 10 of 10, 40 of 40 updates"),
         ("optimizer.no_weight_decay=[bias]", "Expected optimizer.weight_decay above 0 beside"),
         ("data.train=trian", "did you mean 'train'?"),
         ("data.validation=valid", "Expected a split of the data set in 'd', received 'valid'"),
@@ -184,6 +184,11 @@ def test_model_of_a_module_in_the_current_folder(config_of, data, write_module):
         (
             "import keras\ndef build(input_shape, classes):\n    x = keras.Input(input_shape)\n"
             "    return keras.Model(x, keras.layers.Dense(1)(keras.layers.Flatten()(x)))\n",
+            "Expected mine:build to end in 2 outputs, one for each class of the data, received 1.",
+        ),
+        (
+            "import keras\ndef build(input_shape, classes):\n    x = keras.Input(input_shape)\n"
+            "    return keras.Model(x, keras.ops.sum(x))\n",
             "Expected mine:build to end in 2 outputs, one for each class of the data, received 1.",
         ),
         (
@@ -265,6 +270,11 @@ def test_warm_up_rises_in_a_line_then_the_cosine_falls(config_of):
     assert shown[16] == pytest.approx(0.2)
     assert shown[-1] == pytest.approx(0, abs=1e-7)
     assert shown[8:] == sorted(shown[8:], reverse=True)
+
+
+def test_warm_up_of_all_updates_is_refused(config_of):
+    settings = config_of("optimizer={schedule: cosine, warmup_epochs: 0.9}").optimizer
+    assert "received 0.9 of 1, 1 of 1 updates" in refusal(optimizer_maker, settings, 1, 1)
 
 
 def test_warm_up_alone_keeps_the_learning_rate(config_of):

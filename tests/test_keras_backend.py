@@ -25,6 +25,12 @@ def test_the_file_counts_and_the_variable_wins(keras_home):
     assert configured({**environment, "KERAS_BACKEND": "tensorflow"}) == ("tensorflow", "KERAS_BACKEND")
 
 
+def test_a_user_without_a_home_is_no_trouble(monkeypatch):
+    # As a user number that nobody knows, which is what some clusters start containers with.
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert configured({}) in {("tensorflow", ""), ("tensorflow", "/tmp/.keras/keras.json")}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_file_that_says_nothing_is_ignored_as_keras_does(keras_home, text):
     refuse_others(keras_home(text))

@@ -59,7 +59,7 @@ class Horovod(Backend):
         import horovod.tensorflow as hvd
 
         # Before Horovod, which would end MPI for all ranks as soon as the first one leaves.
-        mpi = MPI() if _by_mpi(hvd) else None
+        mpi = _start_mpi() if _by_mpi(hvd) else None
         libraries = loaded_libmpi(Path("/proc/self/maps").read_text())
         _refuse(several_mpis(libraries) if mpi else None)
         hvd.init()
@@ -119,6 +119,20 @@ def _by_mpi(hvd: Any) -> bool:
 def _refuse(reason: str | None) -> None:
     if reason is not None:
         raise InputError(reason)
+
+
+def _start_mpi() -> MPI:
+    """MPI, also where its own mpirun did not start this process.
+
+    PyPI's Open MPI, which lies elsewhere than it was compiled for, then looks for its daemon in the old place and ends
+    the process before `same_mpi` can say that the launcher belongs to another MPI. So it is told where it lies.
+    """
+    libraries = loaded_libmpi(Path("/proc/self/maps").read_text())
+    if len(libraries) == 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        prefix = Path(libraries[0]).parent.parent
+        if (prefix / "bin" / "orted").exists():
+            os.environ.setdefault("OPAL_PREFIX", str(prefix))
+    return MPI()
 
 
 class _HorovodObjects:

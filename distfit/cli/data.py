@@ -77,7 +77,7 @@ def build(
 
     \b
     Example:
-      distfit data build --images 256_ObjectCategories data/caltech256
+      distfit data build --images 256_ObjectCategories data/caltech256 --skip-bad
       distfit data build --images net/train --validation-images net/val data/net
       distfit data build --from digits data/digits
     """

@@ -191,7 +191,8 @@ def _check_labels_form(config: RunConfig, loss: Any) -> None:
 def _check_outputs(name: str, outputs: Any, loss: Any, classes: int, remedy: str) -> None:
     """Fewer outputs than classes would be found when the first label of a missing one comes up."""
     over_classes = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
-    last = getattr(outputs, "shape", (None,))[-1]
+    shape = getattr(outputs, "shape", (None,))
+    last = shape[-1] if shape else 1
     if isinstance(loss, over_classes) and last is not None and last < classes:
         raise InputError(
             f"Expected {name} to end in {classes} outputs, one for each class of the data, received {last}. {remedy} "

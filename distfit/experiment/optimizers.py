@@ -77,12 +77,13 @@ def _kinds() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 
 def _learning_rate(settings: Optimizer, updates_per_epoch: int, epochs: int) -> Callable[[], Any]:
-    if settings.warmup_epochs >= epochs:
+    warmup = round(settings.warmup_epochs * updates_per_epoch)
+    if warmup and warmup >= updates_per_epoch * epochs:
         raise InputError(
             f"Expected optimizer.warmup_epochs to be less than epochs, received {settings.warmup_epochs:g} of "
-            f"{epochs}: the run would end before the learning rate is reached. Lower it, or set epochs."
+            f"{epochs}, {warmup} of {updates_per_epoch * epochs} updates: the run would end before the learning rate "
+            "is reached. Lower it, or set epochs."
         )
-    warmup = round(settings.warmup_epochs * updates_per_epoch)
     falls = settings.schedule == "cosine"
     if not warmup and not falls:
         return lambda: settings.learning_rate

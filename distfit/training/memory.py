@@ -72,7 +72,13 @@ inputs smaller, or compute in mixed_bfloat16. nvidia-smi shows whether another p
     else:
         rows = -(-batch_size // replicas)
         what = f"{rows:,} rows of the batch of {batch_size:,} for each of the {replicas} replicas"
-        less = f"Lower batch_size ({max(replicas, batch_size // 2)} halves the rows of a replica; "
+        less = f"Lower batch_size ({batch_size // 2} halves the rows of a replica; "
+        if rows == 1:
+            return (
+                f"{on}: a single row for each of the {replicas} replicas was too much ({first}). Make the model or its "
+                "inputs smaller, or compute in mixed_bfloat16. nvidia-smi shows whether another process holds memory "
+                "of the device."
+            )
     return (
         f"{on}: {what} were too many ({first}). {less}gradient_accumulation_steps=2 in the optimizer then keeps the "
         "size of an update), start more replicas, make the inputs smaller, or compute in mixed_bfloat16. nvidia-smi "
