@@ -4,12 +4,14 @@
     mpirun -np 2 python -m tests.accidents_script other_versions OUT
     mpirun -np 2 python -m tests.accidents_script out_of_memory OUT
     python -m tests.accidents_script foreign_launcher OUT
+    python -m tests.accidents_script disk_fills_up OUT
 
 "together" holds those that ranks survive; each rank writes what it saw to OUT/seen-<rank>.json.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -113,6 +115,21 @@ def out_of_memory() -> None:
     distfit.fit(model, np.ones((16, 4)), np.ones((16, 3)), batch_size=8, verbose=0)
 
 
+def disk_fills_up() -> None:
+    """OUT is a small disk, which somebody else fills."""
+
+    def fill(epoch: int, logs: Any) -> None:
+        with open(OUT / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=fill)]
+    rows = np.ones((8, 4)), np.ones((8, 3))
+    distfit.fit(model, *rows, epochs=300, verbose=0, callbacks=callbacks, log_dir=OUT / "logs")
+
+
 def foreign_launcher() -> None:
     """As under srun without --mpi=pmix: Slurm started two ranks, and MPI knows one."""
     os.environ.update(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID="0", SLURM_STEP_TASKS_PER_NODE="2")
@@ -122,4 +139,5 @@ def foreign_launcher() -> None:
 
 if __name__ == "__main__":
     show_stacks_when_asked()
-    {f.__name__: f for f in (together, other_versions, out_of_memory, foreign_launcher)}[sys.argv[1]]()
+    programs = (together, other_versions, out_of_memory, foreign_launcher, disk_fills_up)
+    {program.__name__: program for program in programs}[sys.argv[1]]()

@@ -1,9 +1,9 @@
 """Accidents that happen to everybody once, on real ranks; tests/test_meeting.py has those of machines with GPUs."""
 
-import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -290,18 +290,12 @@ def test_a_run_folder_that_fills_up_keeps_the_model_of_the_epoch_before(small_di
     keras.models.load_model(small_disk / "run" / "model.keras")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_the_logs_is_no_lack_of_memory(small_disk):
-    import keras
-
-    def fill(epoch, logs):
-        with open(small_disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"\0" * 4096)
-
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile("sgd", "mse")
-    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=fill)]
-    rows = np.ones((8, 4)), np.ones((8, 3))
-    words = r"^TensorFlow could not write or open a file: .*No space left on device\. Make room there"
-    with pytest.raises(distfit.RunError, match=words):
-        distfit.fit(model, *rows, epochs=300, verbose=0, callbacks=callbacks, log_dir=small_disk / "logs")
+    # In a process of its own: the writer of the logs stays behind and fails again whenever anybody logs.
+    job = launch(["-m", "tests.accidents_script", "disk_fills_up", str(small_disk)])
+    assert job.code == 1, job.report()
+    last = errors(job).splitlines()[-1]
+    assert re.search(r"RunError: TensorFlow could not write .*No space left on device\. Make room there", last), (
+        job.report()
+    )
