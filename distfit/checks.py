@@ -146,10 +146,11 @@ def room(folder: str | os.PathLike | None, variables: Collection[Any]) -> None:
     needed = sum(int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size for variable in variables)
     there = existing(folder)
     free = shutil.disk_usage(there).free
-    if free < needed:
+    if free < 2 * needed:
         raise InputError(
-            f"Expected room for the model in {folder}, {_megabytes(needed)} with its optimizer's state, received "
-            f"{_megabytes(free)} free on its file system. Free some, or choose another folder."
+            f"Expected room for the model in {folder} twice, as the new one is written beside the one before: "
+            f"{_megabytes(2 * needed)} with its optimizer's state, received {_megabytes(free)} free on its file "
+            "system. Free some, or choose another folder."
         )
 
 

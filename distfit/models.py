@@ -134,7 +134,9 @@ def resnet50(
     network = applications.ResNet50(
         weights=None, input_shape=(height, width, 3), classes=classes, classifier_activation=None
     )
-    return Model(inputs, network(x), name="resnet50")
+    # Logits in float32: a loss loses digits in less, and TensorFlow ranks no other (top_k_categorical_accuracy).
+    logits = layers.Activation("linear", dtype="float32", name="logits")(network(x))
+    return Model(inputs, logits, name="resnet50")
 
 
 def table_network(

@@ -364,7 +364,7 @@ def damage(path, **changes):
         (["batch_size=0"], "Expected .*batch_size.* received 0"),
         (
             ["model=distfit.models:nothing"],
-            "Expected model to name a function of distfit.models, received 'nothing'",
+            r"Expected model to name a function of distfit.models \(.*models.py\), received 'nothing'",
         ),
     ],
 )

@@ -333,11 +333,13 @@ def test_a_place_within_the_images_is_refused(pictures):
     [
         ({"shards": 13}, "1 to 12 shards"),
         ({"validation_fraction": 1.5}, "between 0 and 1, received 1.5"),
-        ({"validation_images": "pictures", "validation_fraction": 0.5}, "Expected no validation fraction"),
+        ({"validation_images": "val", "validation_fraction": 0.5}, "Expected no validation fraction"),
+        ({"validation_images": "pictures"}, "Expected other images for validation than for training"),
     ],
 )
 def test_arguments_are_refused_before_an_image_is_read(pictures, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, tmp_path / "val")
     monkeypatch.setattr(build, "check_images", None)
     with pytest.raises(InputError, match=message):
         build.build_images("pictures", "out", **arguments)

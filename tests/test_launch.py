@@ -471,6 +471,14 @@ def test_jobs_that_cannot_be_are_refused(fields, words):
     assert words in str(caught.value)
 
 
+def test_a_mistyped_program_is_refused_where_all_ranks_run_here():
+    here = facts.gather()
+    with pytest.raises(InputError, match=r"received 'trian.py', which is not on PATH\. .* -- python trian.py"):
+        choice.refuse_missing_program(Job(2, ("trian.py",)), here)
+    choice.refuse_missing_program(Job(2, ("sh", "-c", "true")), here)
+    choice.refuse_missing_program(Job(2, ("trian.py",), PAIR), here)
+
+
 def test_without_np_the_slots_or_the_allocation_say_how_many():
     assert ranks_by_default(machine(), 8) == 8
     assert ranks_by_default(machine(allocation=GIVEN), 0) == 8

@@ -50,7 +50,7 @@ def launch(
       distfit launch --hosts h1:4,h2:4 --interface eth0 -- distfit train configs/digits.yaml
       distfit launch -np 2 --dry-run -- python train.py
     """
-    from distfit.launchers.choice import command_for, ranks_by_default
+    from distfit.launchers.choice import command_for, ranks_by_default, refuse_missing_program
     from distfit.launchers.command import shown
     from distfit.launchers.facts import gather
     from distfit.launchers.job import Job, parse_hosts
@@ -70,4 +70,5 @@ def launch(
     if dry_run:
         print(shown(command, facts.inherited))
     else:
+        refuse_missing_program(job, facts)
         start(command)

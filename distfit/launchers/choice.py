@@ -4,6 +4,7 @@ command = command_for(job, facts)                    # srun in an allocation, el
 command = command_for(job, facts, Wanted.mpirun)
 """
 
+import shutil
 from enum import StrEnum
 
 from distfit.errors import InputError
@@ -44,6 +45,21 @@ def command_for(job: Job, facts: Facts, wanted: Wanted = Wanted.auto, *, gloo: b
     mpirun = _mpirun(facts)
     assert mpirun.family is not None, "refused by _mpirun"
     return (open_mpi if mpirun.family.is_open_mpi else hydra).command(job, facts, mpirun)
+
+
+def refuse_missing_program(job: Job, facts: Facts) -> None:
+    """Where all ranks run here, a mistyped program is found before a launcher says so in its own way.
+
+    Raises:
+        InputError: there is no such program.
+    """
+    name = job.program[0]
+    elsewhere = job.hosts or facts.allocation
+    if not elsewhere and shutil.which(name, path=facts.environment.get("PATH")) is None:
+        raise InputError(
+            f"Expected a program to start, received {name!r}, which is not on PATH. Correct it; a file of Python needs "
+            f"python in front: distfit launch -np {job.ranks} -- python {name}"
+        )
 
 
 def ranks_by_default(facts: Facts, slots: int) -> int:

@@ -20,6 +20,7 @@ from keras.src.utils.python_utils import pythonify_logs
 
 from distfit.data.feed import Batch, Feed, check_same_batches, flags_of
 from distfit.log import warn_once
+from distfit.training.interrupt import Interrupt
 from distfit.training.memory import explained
 from distfit.training.metrics import global_results, leave_global
 from distfit.training.step import Step
@@ -55,6 +56,7 @@ class Loop:
         self._backend = session.backend
         self._step = Step(model, session.backend)
         self._functions: dict[Any, Callable[..., Any]] = {}
+        self._interrupt = Interrupt()
 
     def fit(
         self,
@@ -69,7 +71,7 @@ class Loop:
         train.reset()
         model.stop_training = False
         logs: dict = {}
-        with self._step.installed():
+        with self._step.installed(), self._interrupt.heard():
             callbacks.on_train_begin()
             initial_epoch = model._initial_epoch or initial_epoch
             train.start_at(initial_epoch)
@@ -85,7 +87,7 @@ class Loop:
 
     def evaluate(self, feed: Feed, callbacks: keras.callbacks.CallbackList) -> dict[str, Any]:
         """The loss and metrics over a feed, by name, from state summed over all replicas."""
-        with self._step.installed():
+        with self._step.installed(), self._interrupt.heard():
             results = self._evaluate(feed, callbacks, "evaluation")
         self._leave_global()
         return results
@@ -166,6 +168,7 @@ class Loop:
         shown: dict = {}
         with feed.catch_stop_iteration():
             for first, last, batches in feed:
+                self._interrupt.check()
                 on_begin(first)
                 self._session.watch.position = f"{where}, step {first + 1}"
                 batch = next(batches)

@@ -178,6 +178,11 @@ def _check_apart(folders: Sequence[str], out: str | os.PathLike) -> None:
                 f"Expected a folder outside of the images to build in, received {os.fspath(out)!r}, which lies in "
                 f"{folder!r} and would count as a class there. Choose another."
             )
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+        raise InputError(
+            f"Expected other images for validation than for training, received {folders[0]!r} for both. Leave "
+            "--validation-images out, which takes a share of each class."
+        )
 
 
 def _check_arguments(
