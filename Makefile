@@ -3,7 +3,7 @@
 #   make demo           .venv with distfit and TensorFlow; trains the digits on every GPU, or on two CPU devices
 #   make demo-horovod   adds MPI and Horovod; trains the digits as one process and as two MPI ranks
 #   make test           adds the test tools; the whole suite, real ranks included
-#   make test-fast      the suite without MPI and Horovod
+#   make test-fast      what needs no MPI, no Horovod and no patience
 #   make install        distfit, MPI and Horovod in .venv, nothing else
 #   make lint           ruff and mypy
 #   make docs           the documentation as a site in build/docs
@@ -62,7 +62,7 @@ test: $(VENV)/.dev $(VENV)/.horovod
 	python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev
-	python -m pytest -m "not mpi" $(PYTEST_ARGS)
+	python -m pytest -m "not mpi and not slow" $(PYTEST_ARGS)
 
 install: $(VENV)/.distfit $(VENV)/.horovod
 
