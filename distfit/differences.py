@@ -3,12 +3,14 @@
 table([{"keras": "3.15.1"}, {"keras": "3.15.2"}, {"keras": "3.15.2"}])
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import groupby, takewhile
 
 # More columns do not fit on a screen, and the first few say where to look.
 MOST_COLUMNS = 4
 MOST_WIDTH = 40
+MOST_SENT = 1000
 _SHOWN_BEFORE = 10  # characters of what long values have in common
 ABSENT = "-"
 
@@ -37,6 +39,19 @@ def table(by_rank: Sequence[Mapping[str, str]], hosts: Sequence[str] = ()) -> st
     columns += [[ranks_text(ranks), *_where(ranks, hosts), *values] for ranks, values in shown]
     hidden = len(kinds) - MOST_COLUMNS
     return "\n".join([*_lines(columns), *([f"  and {hidden} more kinds of ranks"] if hidden > 0 else [])])
+
+
+def comparable(value: object) -> str:
+    """The text that stands for a value when ranks compare it: of a long one its beginning and a digest, since every
+    rank sends it to every other.
+
+    >>> comparable("adam"), comparable(32), comparable("x" * 2000)
+    ('adam', '32', 'xxxxxxxxxxxxxxxxxxxxxxx... (cefada40)')
+    """
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) <= MOST_SENT:
+        return text
+    return f"{text[:23]}... ({hashlib.blake2b(text.encode(), digest_size=4).hexdigest()})"
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

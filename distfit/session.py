@@ -24,7 +24,7 @@ from distfit.backends import STRATEGIES, choose, settle
 from distfit.backends.base import Backend
 from distfit.backends.devices import gpu_identities
 from distfit.backends.transport import Transport
-from distfit.differences import table
+from distfit.differences import comparable, table
 from distfit.errors import DistfitError, InputError, RunError, nearest, on_every_rank
 from distfit.topology import Topology, from_environment
 from distfit.watch import Watch
@@ -154,7 +154,8 @@ class Session:
         """Around what ranks must not do at the same time, such as downloading weights into a shared folder.
 
         The chief runs the block first, then one rank of each other host, then all others, who find what the
-        first ones left. Inside of another one it is this rank's turn already. Collective: every rank comes here. ::
+        first ones left. Inside of another one it is this rank's turn already. Collective: every rank comes here,
+        and the others wait for a turn no longer than `stall_limit_s` (600 s). ::
 
             with distfit.init().chief_first():
                 base = keras.applications.ResNet50(weights="imagenet")
@@ -195,12 +196,12 @@ class Session:
         Args:
             what: is the same on every rank, for the message, e.g. "the same call".
             remedy: ends the message.
-            values: compared by their text.
+            values: compared by their text, long ones by a digest of it.
 
         Raises:
             InputError: ranks differ; on all of them, with a table.
         """
-        own = {name: value if isinstance(value, str) else repr(value) for name, value in values.items()}
+        own = {name: comparable(value) for name, value in values.items()}
         gathered = self.transport.gather((self.topology.host, own))
         differences = table([values for _, values in gathered], [host for host, _ in gathered])
         if differences:

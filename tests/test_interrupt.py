@@ -24,13 +24,23 @@ class InAFinalizer(keras.callbacks.Callback):
             weakref.finalize(gone, signal.raise_signal, signal.SIGINT)
             del gone
 
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+
+CALLS = {
+    "fit": lambda model, x, y, **more: distfit.fit(model, x, y, epochs=2, **more),
+    "evaluate": distfit.evaluate,
+    "predict": lambda model, x, y, **more: distfit.predict(model, x, **more),
+}
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_in_a_finalizer_ends_the_run_at_the_next_step():
+@pytest.mark.parametrize("call", CALLS)
+def test_ctrl_c_in_a_finalizer_ends_the_run_at_the_next_step(call):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     lost, before = InAFinalizer(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        distfit.fit(model, np.zeros((40, 2)), np.zeros((40, 1)), batch_size=4, epochs=2, verbose=0, callbacks=[lost])
+        CALLS[call](model, np.zeros((40, 2)), np.zeros((40, 1)), batch_size=4, verbose=0, callbacks=[lost])
     assert lost.steps == 1
     assert signal.getsignal(signal.SIGINT) is before

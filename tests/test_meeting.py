@@ -3,7 +3,7 @@
 import pytest
 
 from distfit import meeting
-from distfit.differences import table
+from distfit.differences import comparable, table
 
 VERSIONS = {"Python": "3.12", "keras": "3.15.1", "distfit": "0.1.0 (aaaa)"}
 
@@ -148,6 +148,13 @@ def test_long_values_that_differ_at_their_end_are_told_apart():
         ["rank", "0", "ranks", "1-2"],
         ["path", "...xxxxxxxxxxone", "...xxxxxxxxxxtwo"],
     ]
+
+
+def test_long_values_travel_short_and_differ_all_the_same():
+    one, other = (comparable(["shard"] * 10_000 + [end]) for end in ("a", "b"))
+    assert one != other
+    assert max(len(one), len(other)) < 50
+    assert len(table([{"data": one}, {"data": other}]).splitlines()) == 2
 
 
 def test_a_fact_that_one_rank_lacks_is_a_difference():

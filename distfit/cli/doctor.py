@@ -1,10 +1,11 @@
 """`distfit doctor`: what somebody needs before asking for help."""
 
-import os
 import shutil
 from typing import Annotated
 
 import typer
+
+from distfit.cli.frame import place
 
 
 def doctor(
@@ -32,21 +33,11 @@ def doctor(
     from distfit.doctor.examine import examine
     from distfit.install.process import ended_through_finally
 
-    if not _speaks():
-        return
+    rank, _, _ = place()
+    if rank != 0:
+        return  # in a job one rank examines and prints
     with ended_through_finally():
         report = examine(run_dir, ranks, limit_s)
     columns = shutil.get_terminal_size((100, 24)).columns  # of a file or a launcher's pipe: 100
     print(report.as_json() if as_json else report.as_text(columns), flush=True)
     raise typer.Exit(report.exit_code)
-
-
-def _speaks() -> bool:
-    """In a job one rank examines and prints; which one, the launcher's variables say."""
-    from distfit.errors import InputError
-    from distfit.topology import from_environment
-
-    try:
-        return from_environment(os.environ).is_chief
-    except InputError:  # they are unreadable, which the line `job` is about
-        return True

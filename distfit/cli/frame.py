@@ -73,7 +73,7 @@ def _options(
 
 def _tell(error: DistfitError) -> None:
     """One paragraph, from one rank; most errors are everybody's."""
-    rank, size, host = _place()
+    rank, size, host = place()
     if rank == 0:
         print(f"distfit: error: {error}", file=sys.stderr, flush=True)
         return
@@ -82,12 +82,13 @@ def _tell(error: DistfitError) -> None:
         print(f"distfit: error: on rank {rank} of {size} ({host}): {error}", file=sys.stderr, flush=True)
 
 
-def _place() -> tuple[int, int, str]:
+def place() -> tuple[int, int, str]:
+    """This process's rank, the job's size and the host, as the launcher's variables say."""
     from distfit.topology import Topology, from_environment
 
     try:
-        place = from_environment(os.environ)
+        here = from_environment(os.environ)
     except InputError:
         # The launcher's variables are what is wrong, and what the error is about: every rank speaks.
-        place = Topology()
-    return place.rank, place.size, place.host
+        here = Topology()
+    return here.rank, here.size, here.host

@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from distfit.install.process import in_own_session
+
 # Of what a program prints, the end is kept: Open MPI names the cause above twenty lines of what it may come from.
 _KEPT_LINES = 100
 FAREWELL_S = 1.0  # from asking a program to end to killing it
@@ -133,17 +135,7 @@ def _end_of(errors: str) -> str:
 def _started(
     command: Sequence[str], environment: Mapping[str, str], folder: Path | None
 ) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = in_own_session(command, environment, folder)
     with _lock:
         _running.add(process)
     try:

@@ -9,8 +9,7 @@ What a record holds decides: a feature of bytes is an encoded image, any other i
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,25 +103,15 @@ class Reader:
                 f"Expected numbers for a model that asks for their mean and variance, received encoded images in "
                 f"{self.settings.inputs!r} of {self.data.folder!r}. Give the model's function both in model_options."
             )
+        from sklearn.preprocessing import StandardScaler
+
         rows = tf.data.TFRecordDataset(self.data.files(split)).batch(1024)
         parsed = rows.map(lambda batch: tf.io.parse_example(batch, self.features)[self.settings.inputs])
-        return _moments(np.asarray(batch, np.float64) for batch in parsed)
-
-
-def _moments(batches: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of all rows, from batches of them: sums around the first row, so that large values cost no digits.
-
-    >>> _moments(iter([np.array([[1.0], [2.0]]), np.array([[6.0]])]))
-    (array([3.]), array([4.66666667]))
-    """
-    first = next(batches)
-    shift, count = first[0], 0
-    total, squares = np.zeros_like(shift), np.zeros_like(shift)
-    for batch in itertools.chain([first], batches):
-        count += len(batch)
-        total += (batch - shift).sum(0)
-        squares += ((batch - shift) ** 2).sum(0)
-    return shift + total / count, squares / count - (total / count) ** 2
+        columns = StandardScaler()
+        for batch in parsed:
+            columns.partial_fit(np.asarray(batch, np.float64).reshape(len(batch), -1))
+        shape = self.features[self.settings.inputs].shape
+        return columns.mean_.reshape(shape), columns.var_.reshape(shape)
 
 
 def _spec(name: str, data: Description) -> tf.io.FixedLenFeature:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -189,19 +189,33 @@ def tail(log: Path, before: str = "") -> str:
 
 def _start(command: list[str], environment: Mapping[str, str], folder: Path | None) -> subprocess.Popen[str]:
     try:
-        return subprocess.Popen(
-            command,
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        return in_own_session(command, environment, folder, errors=subprocess.STDOUT)
     except OSError as error:
         raise RunError(f"Expected to start {command[0]!r}, received {error}. Check that it is installed.") from error
+
+
+def in_own_session(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path | None, errors: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start a program that can be ended with all that it starts, and that nobody types to.
+
+    Args:
+        errors: where its standard error goes.
+
+    Raises:
+        OSError: it does not start.
+    """
+    return subprocess.Popen(
+        command,
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

@@ -99,8 +99,9 @@ class Loop:
         callbacks.on_predict_begin()
         collected: list[list[Any]] = []
         seen: list[Any] = []
-        with feed.catch_stop_iteration():
+        with feed.catch_stop_iteration(), self._interrupt.heard():
             for first, last, batches in feed:
+                self._interrupt.check()
                 callbacks.on_predict_batch_begin(first)
                 outputs, flags = self._run(self._step.predict, feed, next(batches), every_replica=True)
                 seen.append(flags)
