@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,7 +18,11 @@ import tensorflow as tf
 
 from distfit.errors import InputError
 from distfit.folders import existing
-from distfit.training.step import overrides
+from distfit.training.own_step import overrides
+
+if TYPE_CHECKING:
+    from distfit.backends.base import Backend
+    from distfit.training.step import Choices
 
 # Enough to need blocks of its own on any file system.
 _TRIED_BYTES = 2**16
@@ -57,11 +61,8 @@ def predictable_model(model: Any, replicas: int) -> keras.Model:
     return model
 
 
-def compiled_model(model: Any, step: str, replicas: int) -> keras.Model:
-    """As `keras_model`, and compiled for a step that so many replicas can share.
-
-    Args:
-        step: the model's method that will be asked for, "train_step" or "test_step".
+def compiled_model(model: Any, replicas: int) -> keras.Model:
+    """As `predictable_model`, and compiled.
 
     Raises:
         InputError: it is not compiled, or in a way that cannot be run.
@@ -72,26 +73,14 @@ def compiled_model(model: Any, step: str, replicas: int) -> keras.Model:
             f"Expected a compiled model, received {type(model).__name__} without an optimizer and a loss. Call "
             "model.compile(optimizer, loss) first."
         )
-    if model.steps_per_execution != 1:
-        raise InputError(
-            f"Expected a model compiled with steps_per_execution=1, received {model.steps_per_execution}: distfit does "
-            "not run several steps in one call yet. Leave it out of model.compile."
-        )
-    if overrides(model, step) and replicas > 1:
-        raise InputError(
-            f"{type(model).__name__} overrides {step}, which distfit can run with one replica only so far, and this "
-            f"job has {replicas}. Override compute_loss or compute_metrics instead, or train with one replica."
-        )
-    if replicas > 1:
-        shareable(model, replicas)
-    return model
+    return predictable_model(model, replicas)
 
 
 def shareable(model: keras.Model, replicas: int) -> None:
     """Refuse what replicas that share a batch would compute wrongly, or could not compute at all.
 
     Raises:
-        InputError: the model's inputs have a fixed number of rows, or it normalises over all replicas' rows.
+        InputError: the model's inputs have a fixed number of rows.
     """
     fixed = [tensor.shape[0] for tensor in (getattr(model, "inputs", None) or []) if tensor.shape[0] is not None]
     if fixed:
@@ -100,13 +89,21 @@ def shareable(model: keras.Model, replicas: int) -> None:
             f"{type(model).__name__} built for batches of {fixed[0]}. Build it with keras.Input(shape=...) without "
             "the batch, or train with one replica."
         )
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            raise InputError(
-                f"Expected BatchNormalization of each replica's own rows, received synchronized=True in {layer.name} "
-                f"and {replicas} replicas: Keras' version does not cross ranks, and counts rows twice where a replica "
-                "has none. Leave synchronized out, or train with one replica."
-            )
+
+
+def choices(chosen: Choices, backend: Backend) -> None:
+    """What a user chose about how replicas work together.
+
+    Raises:
+        InputError: a type of the wire that the engine cannot add.
+    """
+    if not isinstance(chosen.sync_batch_norm, bool):
+        raise InputError(f"Expected sync_batch_norm to be True or False, received {chosen.sync_batch_norm!r}.")
+    if chosen.reduction_dtype not in (None, *backend.reduction_dtypes):
+        raise InputError(
+            f"Expected reduction_dtype to be None or one of {', '.join(backend.reduction_dtypes)}, which "
+            f"{backend.title} can add, received {chosen.reduction_dtype!r}. None leaves gradients their own type."
+        )
 
 
 def arguments(verbose: Any, **given: Any) -> None:

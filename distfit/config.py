@@ -124,6 +124,11 @@ class Optimizer(_Section):
     global_clipnorm: float | None = Field(
         default=None, gt=0, description="the largest norm of all gradients together; null for any"
     )
+    gradient_accumulation_steps: Positive = Field(
+        default=1,
+        description="batches whose gradients make one update: k times the rows of a batch at the memory of one, and "
+        "one communication",
+    )
 
 
 class RunConfig(_Section):
@@ -170,8 +175,13 @@ class RunConfig(_Section):
         default=None,
         description="devices of each process, logical CPUs where there are no GPUs; null takes what is there",
     )
-    dtype: Literal["float32", "float64", "mixed_bfloat16"] = Field(
+    dtype: Literal["float32", "float64", "mixed_bfloat16", "mixed_float16"] = Field(
         default="float32", description="the type that layers compute in: Keras' dtype policy"
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="whether BatchNormalization takes the moments of the global batch, as one device does, or each "
+        "replica its own rows'",
     )
     run_dir: str = Field(
         default="runs/default",

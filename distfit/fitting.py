@@ -20,7 +20,9 @@ from distfit.data.sources import Request
 from distfit.monitor.announce import announce
 from distfit.seeds import settle_seed
 from distfit.session import init
+from distfit.training.batch_norm import layers_of
 from distfit.training.loop import Loop
+from distfit.training.step import Choices
 
 ModelOrBuilder: TypeAlias = keras.Model | Callable[[], keras.Model]
 
@@ -47,6 +49,8 @@ def fit(
     strategy: str = "auto",
     devices: int | None = None,
     seed: int | None = None,
+    sync_batch_norm: bool = False,
+    reduction_dtype: str | None = None,
     log_dir: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | None = None,
     stall_limit_s: float | None = None,
@@ -73,6 +77,11 @@ def fit(
         strategy, devices, stall_limit_s: see `distfit.init`.
         seed: of the order of records and of the process's random state (keras.utils.set_random_seed). None
             keeps a seed that the script has set; without one, several ranks get one that the chief draws.
+        sync_batch_norm: BatchNormalization takes the moments of the global batch, as one device does, at the price of
+            two collectives a layer; False leaves each replica its own rows' moments, except in layers that were made
+            with synchronized=True. The saved model is plain Keras either way.
+        reduction_dtype: gradients travel and are added in this type: "float16" halves the bytes and rounds (also
+            "bfloat16" where the engine can add it). None leaves each its own, which keeps the guarantee above.
         log_dir: TensorBoard logs of the run, in `train/` and `validation/`.
         checkpoint: a folder for `model.keras`, replaced whole after each epoch.
 
@@ -90,7 +99,7 @@ def fit(
     2
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
-    steps = {
+    lengths = {
         "epochs": epochs,
         "initial_epoch": initial_epoch,
         "steps_per_epoch": steps_per_epoch,
@@ -105,11 +114,13 @@ def fit(
             "validation_data": type(validation_data).__name__,
         }
         rows = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
-        session.same_call("fit", **kinds, **rows, **steps, shuffle=shuffle, seed=seed)
-        session.agree(lambda: checks.arguments(verbose, **steps))
+        choices = Choices(sync_batch_norm, reduction_dtype)
+        session.same_call("fit", **kinds, **rows, **lengths, shuffle=shuffle, seed=seed, **vars(choices))
+        session.agree(lambda: checks.arguments(verbose, **lengths))
+        session.agree(lambda: checks.choices(choices, session.backend))
         seed = settle_seed(session, seed)
         model = session.agree(
-            lambda: checks.compiled_model(model, "train_step", session.num_replicas), in_turns=checks.is_builder(model)
+            lambda: checks.compiled_model(model, session.num_replicas), in_turns=checks.is_builder(model)
         )
         session.from_chief(lambda: checks.writable(log_dir, checkpoint))
         (x, y, sample_weight), validation_data = session.agree(
@@ -119,12 +130,13 @@ def fit(
         train = prepare.feed(session, model, x, request, endless=True)
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)
-        with prepare.adopted(session, model, train):
+        with prepare.adopted(session, model, train, "train_step", validation):
+            session.agree(lambda: layers_of(model, everywhere=sync_batch_norm))
             session.from_chief(lambda: checks.room(checkpoint, variables_of(model)))
-            announce(session, model, train, seed, log_dir, checkpoint, verbose)
+            announce(session, model, train, seed, choices, log_dir, checkpoint, verbose)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
             with prepare.listening(session, model, own, train, epochs, verbose, history=True) as listening:
-                return Loop(model, session).fit(train, listening, epochs, initial_epoch, validation)
+                return Loop(model, session, choices).fit(train, listening, epochs, initial_epoch, validation)
 
 
 def evaluate(
@@ -163,12 +175,12 @@ def evaluate(
         )
         session.agree(lambda: checks.arguments(verbose, steps=steps))
         model = session.agree(
-            lambda: checks.compiled_model(model, "test_step", session.num_replicas), in_turns=checks.is_builder(model)
+            lambda: checks.compiled_model(model, session.num_replicas), in_turns=checks.is_builder(model)
         )
         feed = prepare.feed(session, model, x, Request(y, sample_weight, batch_size=batch_size, steps=steps))
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
-            prepare.adopted(session, model, feed),
+            prepare.adopted(session, model, feed, "test_step"),
             prepare.listening(session, model, own, feed, 1, verbose) as listening,
         ):
             results = Loop(model, session).evaluate(feed, listening)
@@ -215,7 +227,7 @@ def predict(
         feed = prepare.feed(session, model, x, Request(batch_size=batch_size, steps=steps), targets=False)
         own = session.agree(lambda: prepare.callbacks(session, callbacks))
         with (
-            prepare.adopted(session, model, feed, targets=False),
+            prepare.adopted(session, model, feed, "predict_step"),
             prepare.listening(session, model, own, feed, 1, verbose) as listening,
         ):
             outputs = Loop(model, session).predict(feed, listening)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sampl
 
 from distfit import checks
 from distfit.backends.hooks import variables_of
+from distfit.callbacks.listening import Listening
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
 from distfit.data.feed import Feed
@@ -25,6 +27,7 @@ from distfit.data.tfrecords import TFRecords
 from distfit.errors import InputError, on_every_rank
 from distfit.monitor.progress import make_progress
 from distfit.session import Session
+from distfit.training import own_step
 from distfit.training.loop import Validation
 from distfit.training.memory import explained
 
@@ -64,7 +67,7 @@ def feed(
         x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
     session.agree(lambda: checks.labels(model, request.y))
     source = session.agree(lambda: source_of(x, request, session.topology))
-    ready = Feed(source, session.topology, session.transport, request.steps, endless)
+    ready = Feed(source, session.topology, session.transport, request.steps, endless, model.steps_per_execution)
     if targets:
         session.agree(lambda: checks.targets(model, ready.data_spec))
     return ready
@@ -102,16 +105,19 @@ def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: 
 
 
 @contextmanager
-def adopted(session: Session, model: keras.Model, ready: Feed, targets: bool = True) -> Iterator[None]:
+def adopted(
+    session: Session, model: keras.Model, ready: Feed, step: str, validation: Validation | None = None
+) -> Iterator[None]:
     """The model in the hands of the session's engine, built from the shapes of its data. Collective.
 
     Args:
-        targets: as in `feed`.
+        step: which of the model's will run: "train_step", "test_step" or "predict_step".
+        validation: beside a training.
 
     Raises:
         InputError: Keras cannot build it, or ranks have built different models; on every rank.
     """
-    session.agree(lambda: session.backend.build(model, ready.data_spec, targets))
+    session.agree(lambda: _build(session, model, ready, step, validation))
     own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in variables_of(model)]
     # Its weights, metrics and optimizer state: each is a collective of its own on the way in.
     by_rank = session.transport.gather(own)
@@ -145,7 +151,7 @@ def listening(
     """
     speakers = [_progress(session, ready, epochs, verbose)] if session.is_chief and verbose != 0 else []
     try:
-        yield keras.callbacks.CallbackList(
+        yield Listening(
             [*chosen, *speakers],
             add_history=history,
             model=model,
@@ -157,6 +163,19 @@ def listening(
         # While a progress line is drawn, rich takes what is written to standard error: no traceback may meet it.
         for speaker in speakers:
             speaker.on_train_end()
+
+
+def _build(session: Session, model: keras.Model, ready: Feed, step: str, validation: Validation | None) -> None:
+    if (
+        session.num_replicas > 1
+        and step in own_step.STEPS
+        and any(map(partial(own_step.overrides, model), own_step.STEPS))
+    ):
+        own_step.build(model, step, ready.data_spec)
+        if validation is not None:
+            own_step.build(model, "test_step", validation.feed.data_spec)
+    else:
+        session.backend.build(model, ready.data_spec, targets=step in own_step.STEPS)
 
 
 def in_order(by_rank: list[list[list[Any]]]) -> Any:

@@ -283,6 +283,9 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
                 _current.watch.limit(stall_limit_s)
             return _current
         log.speak_as(topology.is_chief)
+        from distfit.backends.seams import check  # loads Keras
+
+        check()
         backend = choose(*asked, topology)
         backend.start()
         _leave()

@@ -34,6 +34,7 @@ class Backend(ABC):
         devices: the devices of this process's replicas, e.g. ["GPU:0"].
         supports_jit: whether Keras may put the whole step into one XLA program; False where the step
             contains a collective.
+        reduction_dtypes: in which types gradients may travel, and be added, instead of their own.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Backend(ABC):
     transport: Transport
     devices: list[str]
     supports_jit = False
+    reduction_dtypes: Sequence[str] = ("float32", "float16", "bfloat16")
 
     @abstractmethod
     def start(self) -> None:
@@ -95,6 +97,15 @@ class Backend(ABC):
         Args:
             tensors: dense, of the same shapes and types on every replica.
             name: the same on every replica, distinct within one step.
+        """
+
+    @abstractmethod
+    def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """Inside `run`: each tensor's rows of all replicas of the job, one after the other in the replicas' order.
+
+        Args:
+            tensors: of at least one row; replicas may have different numbers of them.
+            name: as of `sum`.
         """
 
     def updating(self) -> AbstractContextManager[None]:

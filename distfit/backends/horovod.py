@@ -28,6 +28,9 @@ from distfit.topology import Topology
 # watch has its own limit for a rank that stays away, and says more than Horovod's stall check.
 _ENVIRONMENT = {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_AUTOTUNE": "0", "HOROVOD_STALL_CHECK_DISABLE": "1"}
 
+# What Horovod's broadcast takes (horovod/tensorflow/mpi_ops.cc).
+_BROADCAST = ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
+
 
 def missing() -> str | None:
     """Why Horovod cannot be used here, or None when it can."""
@@ -42,6 +45,7 @@ class Horovod(Backend):
     """One replica in each of several processes."""
 
     title = "horovod (one replica a rank)"
+    reduction_dtypes = ("float32", "float16")
 
     def __init__(self, topology: Topology, devices: int | None = None) -> None:
         if devices not in (None, 1):
@@ -78,13 +82,21 @@ class Horovod(Backend):
 
     @contextmanager
     def adopted(self, model: Any) -> Iterator[None]:
-        from distfit.backends.hooks import hooked, variables_of
+        from distfit.backends.hooks import everything_shared, hooked
 
-        for number, variable in enumerate(variables_of(model)):
-            value = self._hvd.broadcast(variable.value, root_rank=0, name=f"distfit.start.{number}")
-            variable._value.assign(value)
-        with hooked(model, self):
-            yield
+        with everything_shared(model) as variables:
+            for number, variable in enumerate(variables):
+                variable._value.assign(self._from_chief(variable.value, f"distfit.start.{number}"))
+            with hooked(model, self):
+                yield
+
+    def _from_chief(self, value: Any, name: str) -> Any:
+        """The chief's tensor on every rank; types that Horovod does not know travel as bytes."""
+        import tensorflow as tf
+
+        known = value.dtype.name in _BROADCAST
+        received = self._hvd.broadcast(value if known else tf.bitcast(value, tf.uint8), root_rank=0, name=name)
+        return received if known else tf.bitcast(received, value.dtype)
 
     def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:
         return [function(*shards[0])]
@@ -96,19 +108,42 @@ class Horovod(Backend):
         return self.topology.rank
 
     def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return [self._sum(tensor, f"distfit.{name}.{number}") for number, tensor in enumerate(tensors)]
+
+    def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        with _in_no_scope():
+            return [
+                self._hvd.allgather(_never_folded(tensor), name=f"distfit.{name}.{number}")
+                for number, tensor in enumerate(tensors)
+            ]
+
+    def _sum(self, tensor: Any, name: str) -> Any:
         import tensorflow as tf
 
-        # The op is not marked stateful: with constant inputs TensorFlow would run it once more while it
-        # optimises the graph, and the ranks' collectives would pair up one step apart from then on. A
-        # placeholder with a default is never folded.
-        return [
-            self._hvd.allreduce(
-                tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape),
-                op=self._hvd.Sum,
-                name=f"distfit.{name}.{number}",
-            )
-            for number, tensor in enumerate(tensors)
-        ]
+        # Horovod adds no bfloat16; float32 holds them exactly, and rounds their sum less.
+        own = tensor.dtype
+        sent = tf.cast(tensor, tf.float32) if own == tf.bfloat16 else tensor
+        with _in_no_scope():
+            return tf.cast(self._hvd.allreduce(_never_folded(sent), op=self._hvd.Sum, name=name), own)
+
+
+def _in_no_scope() -> Any:
+    """Horovod pairs collectives up by the names of their nodes, and a layer's name is part of those made in its scope.
+    A rank that has built another model before has other names of layers."""
+    import tensorflow as tf
+
+    return tf.name_scope("")
+
+
+def _never_folded(tensor: Any) -> Any:
+    """The same tensor for a collective, which TensorFlow may not run while it optimises the graph.
+
+    Horovod's ops are not marked stateful: with constant inputs one would run once more, and the ranks' collectives
+    would pair up one step apart from then on. A placeholder with a default is never folded.
+    """
+    import tensorflow as tf
+
+    return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape)
 
 
 def _by_mpi(hvd: Any) -> bool:

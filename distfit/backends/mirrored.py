@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from distfit.backends.base import Backend
 from distfit.backends.devices import replica_devices
-from distfit.backends.hooks import build, hooked, variables_of
+from distfit.backends.hooks import build, everything_shared, hooked, of_this_thread
 from distfit.backends.transport import Alone
 from distfit.topology import Topology
 
@@ -60,16 +60,16 @@ class Mirrored(Backend):
 
     @contextmanager
     def adopted(self, model: Any) -> Iterator[None]:
-        variables = variables_of(model)
-        originals = [variable._value for variable in variables]
-        try:
-            self._mirror(variables)
-            with hooked(model, self, strategy=self._strategy):
-                yield
-        finally:
-            for variable, original in zip(variables, originals, strict=True):
-                original.assign(self.replica_values(variable)[0])
-                variable._value = original
+        with everything_shared(model) as variables:
+            originals = [variable._value for variable in variables]
+            try:
+                self._mirror(variables)
+                with hooked(model, self, self._strategy, list(zip(variables, originals, strict=True))):
+                    yield
+            finally:
+                for variable, original in zip(variables, originals, strict=True):
+                    original.assign(self.replica_values(variable)[0])
+                    variable._value = original
 
     def _mirror(self, variables: Sequence[Any]) -> None:
         for variable in variables:
@@ -77,13 +77,18 @@ class Mirrored(Backend):
                 variable._value = tf.Variable(
                     variable._value.numpy(),
                     dtype=variable._value.dtype,
-                    trainable=variable.trainable,
+                    # Of the value, not of the Keras variable, which may have changed its mind since: the tape asks
+                    # the value, so that Keras gives no gradient to what was frozen when it was made.
+                    trainable=variable._value.trainable,
                     name=variable.name,
                     aggregation=tf.VariableAggregation.NONE,
                 )
 
     def run(self, function: Callable[..., Any], shards: Sequence[Sequence[Any]]) -> list[Any]:
+        take_over = of_this_thread()
+
         def on_replica() -> Any:
+            take_over()
             return function(*shards[self.replica()])
 
         return _by_replica(self._strategy.run(on_replica), len(self.devices))
@@ -97,6 +102,10 @@ class Mirrored(Backend):
         if not tensors:
             return []
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))
+
+    def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        context = tf.distribute.get_replica_context()
+        return [context.all_gather(tensor, axis=0) for tensor in tensors]
 
     @contextmanager
     def updating(self) -> Iterator[None]:

@@ -41,3 +41,6 @@ class Single(Backend):
 
     def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(tensors)
+
+    def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return list(tensors)

@@ -29,6 +29,9 @@ from distfit.topology import Topology
 # A batch's fingerprint is below this, so that its square, summed over a thousand ranks, is exact in float64.
 _FINGERPRINTS = 2**20
 
+# What a process adds to the small all-reduce of a step beside its rows: see `flags_of`.
+FLAGS = 3
+
 Batch = tuple[Any, tuple[tuple[Any, Any], ...]]
 
 
@@ -40,6 +43,7 @@ class Feed(EpochIterator):
         topology: how many replicas share a batch.
         transport: agrees with the other processes on how many steps there are.
         steps_per_epoch: as in keras.Model.fit; None means all of the data.
+        steps_per_execution: as in keras.Model.compile: steps from one call to the next.
         endless: the pass over a numbered order that follows the last one begins within an epoch of
             `steps_per_epoch`, as a training wants; an evaluation sees no record twice.
 
@@ -54,11 +58,12 @@ class Feed(EpochIterator):
         transport: Transport,
         steps_per_epoch: int | None = None,
         endless: bool = False,
+        steps_per_execution: int = 1,
     ) -> None:
         self.source = source
         self._topology = topology
         self._transport = transport
-        super().__init__(x=source.adapter, steps_per_epoch=steps_per_epoch)
+        super().__init__(x=source.adapter, steps_per_epoch=steps_per_epoch, steps_per_execution=steps_per_execution)
         batches, self._agree_each_step = _agreed_length(source, transport, topology)
         self.endless = endless and source.numbered and steps_per_epoch is not None
         # Keras ends an epoch where it believes that the data end.
@@ -76,7 +81,7 @@ class Feed(EpochIterator):
     def data_spec(self) -> Any:
         """The tf.TypeSpecs of one replica's (x, y, sample_weight)."""
         spec = self.element_spec[1][0][1]
-        return tf.nest.map_structure(lambda leaf: None if isinstance(leaf, tf.NoneTensorSpec) else leaf, spec)
+        return tf.nest.map_structure(lambda leaf: None if leaf == tf.type_spec_from_value(None) else leaf, spec)
 
     def start_at(self, epoch: int) -> None:
         """The next batch is the first one of this epoch."""

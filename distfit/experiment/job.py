@@ -155,7 +155,8 @@ def prepare(config: RunConfig, data: Description) -> Job:
     loss = loss_of(config.loss, config.loss_options)
     _check_labels_form(config, loss)
     check_metrics(config.metrics)
-    updates = config.steps_per_epoch or steps_per_epoch(records, config.batch_size)
+    batches = config.steps_per_epoch or steps_per_epoch(records, config.batch_size)
+    updates = max(1, round(batches / config.optimizer.gradient_accumulation_steps))
     make_optimizer = optimizer_maker(config.optimizer, updates, config.epochs)
     reader = Reader.of(config.data, data)
     arguments = {"input_shape": reader.input_shape, "classes": len(data.classes), **config.model_options}

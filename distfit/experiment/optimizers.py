@@ -48,7 +48,10 @@ def optimizer_maker(
     rate = _learning_rate(settings, updates_per_epoch, epochs)
 
     def make() -> keras.optimizers.Optimizer:
-        optimizer = kind(learning_rate=rate(), **arguments)
+        # Keras takes None for an update every batch and refuses 1.
+        batches = settings.gradient_accumulation_steps
+        accumulation = {"gradient_accumulation_steps": batches} if batches > 1 else {}
+        optimizer = kind(learning_rate=rate(), **arguments, **accumulation)
         if settings.no_weight_decay:
             optimizer.exclude_from_weight_decay(var_names=list(settings.no_weight_decay))
         return optimizer

@@ -102,6 +102,7 @@ def train(
             seed=config.seed,
             strategy=config.strategy,
             devices=config.devices,
+            sync_batch_norm=config.sync_batch_norm,
             log_dir=run_dir / "logs",
             checkpoint=run_dir / "checkpoint",
         )

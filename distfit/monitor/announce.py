@@ -10,7 +10,9 @@ import keras
 from distfit.backends.hooks import seed_generators_of
 from distfit.log import say
 from distfit.monitor.start_block import StartFacts, start_block
-from distfit.training.step import overrides
+from distfit.training import batch_norm, own_step
+from distfit.training.own_step import overrides
+from distfit.training.step import Choices, synchronises
 
 if TYPE_CHECKING:
     from distfit.data.feed import Feed
@@ -22,6 +24,7 @@ def announce(
     model: keras.Model,
     train: Feed,
     seed: int,
+    choices: Choices,
     log_dir: str | os.PathLike | None,
     checkpoint: str | os.PathLike | None,
     verbose: str | int,
@@ -42,18 +45,20 @@ def announce(
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-        notes=unequal(model, session.backend.supports_jit) if session.num_replicas > 1 else [],
+        notes=unequal(model, choices, session.backend.supports_jit) if session.num_replicas > 1 else [],
     )
     if verbose != 0:
         say(start_block(facts))
 
 
-def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
+def unequal(model: keras.Model, choices: Choices, supports_jit: bool) -> list[str]:
     """What several replicas do otherwise than one device would, a sentence each."""
-    notes = []
-    layers = model._flatten_layers(include_self=False)
-    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers):
-        notes.append("BatchNormalization: each replica normalises with the moments of its own rows.")
+    notes = own_step.notes(model)
+    if _normalises_by_replica(model, choices):
+        notes.append(
+            "BatchNormalization: each replica normalises with the moments of its own rows; sync_batch_norm=True takes "
+            "those of the global batch."
+        )
     if seed_generators_of(model):
         notes.append("Random layers: each replica draws from a stream of its own, made from the one seed.")
     if overrides(model, "compute_loss"):
@@ -61,6 +66,8 @@ def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
             "The model's own compute_loss counts as a mean over rows; so does a scalar that it gives "
             "to a keras.metrics.Mean."
         )
+    if choices.reduction_dtype is not None:
+        notes.append(f"Gradients are added in {choices.reduction_dtype}, which rounds them.")
     notes.extend(
         f"{name}: a replica's state is added to the others', as is right for sums and counts only."
         for name in _metrics_of_users(model)
@@ -70,9 +77,15 @@ def unequal(model: keras.Model, supports_jit: bool) -> list[str]:
         "right for averages only."
         for name in _layers_of_users_with_state(model)
     )
-    if model.jit_compile and not supports_jit:
-        notes.append("jit_compile is off: the step contains collectives, which XLA cannot compile.")
+    if model.jit_compile and not supports_jit and synchronises(model, choices):
+        notes.append("jit_compile is off: replicas meet inside the forward pass, for BatchNormalization's moments.")
     return notes
+
+
+def _normalises_by_replica(model: keras.Model, choices: Choices) -> bool:
+    together = {id(layer) for layer in batch_norm.layers_of(model, everywhere=choices.sync_batch_norm)}
+    layers = model._flatten_layers(include_self=False)
+    return any(isinstance(layer, keras.layers.BatchNormalization) and id(layer) not in together for layer in layers)
 
 
 def _layers_of_users_with_state(model: keras.Model) -> list[str]:

@@ -62,6 +62,7 @@ def make_progress(
         """Passes Keras' events on to a `Board`."""
 
         async_safe = True  # no reason for Keras to make the other callbacks wait for the device
+        reads_late = True  # of distfit.callbacks.listening: when a line is drawn
 
         def on_train_begin(self, logs: Logs | None = None) -> None:
             board.begin_training()

@@ -9,21 +9,22 @@ travels with the step and is read one step late, on the same step everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
-from distfit.data.feed import Batch, Feed, check_same_batches, flags_of
-from distfit.log import warn_once
+from distfit.data.feed import FLAGS, Batch, Feed, check_same_batches, flags_of
+from distfit.errors import RunError, on_every_rank
 from distfit.training.interrupt import Interrupt
 from distfit.training.memory import explained
 from distfit.training.metrics import global_results, leave_global
-from distfit.training.step import Step
+from distfit.training.step import Choices, Step
 
 if TYPE_CHECKING:
     from distfit.session import Session
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 # a wait for the device each time. Between two of these points callbacks see the last ones.
 LOG_POINTS_PER_EPOCH = 20
 LOG_EVERY_STEPS_OF_UNKNOWN = 10
+
+
+# A step of training/step.py, and what all local replicas got from it: (logs or outputs, flags) each.
+OneStep: TypeAlias = Callable[..., tuple[Any, Any]]
+OfReplicas: TypeAlias = list[tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,14 @@ class Loop:
     Args:
         model: compiled, adopted by the session's engine.
         session: who we are and how we reach the others.
+        choices: of the user, about how replicas work together.
     """
 
-    def __init__(self, model: Any, session: Session) -> None:
+    def __init__(self, model: Any, session: Session, choices: Choices | None = None) -> None:
         self._model = model
         self._session = session
         self._backend = session.backend
-        self._step = Step(model, session.backend)
+        self._step = Step(model, session.backend, choices or Choices())
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._interrupt = Interrupt()
 
@@ -79,7 +86,7 @@ class Loop:
                 logs = self._train_epoch(train, callbacks, epoch, validation)
                 if self._any_wants_to_stop():
                     break
-            if epochs > 0:
+            if epochs > 0 and isinstance(model.optimizer, keras.optimizers.Optimizer):
                 model.optimizer.finalize_variable_values(model.trainable_weights)
             callbacks.on_train_end(logs=logs)
         self._leave_global()
@@ -103,14 +110,14 @@ class Loop:
             for first, last, batches in feed:
                 self._interrupt.check()
                 callbacks.on_predict_batch_begin(first)
-                outputs, flags = self._run(self._step.predict, feed, next(batches), every_replica=True)
-                seen.append(flags)
-                collected.append([keras.tree.map_structure(np.asarray, output) for output in outputs])
+                for results in self._run(feed, _taken(first, last, batches), lambda: self._step.predict):
+                    seen.append(results[0][1])
+                    collected.append([keras.tree.map_structure(np.asarray, output) for output, _ in results])
                 callbacks.on_predict_batch_end(last, {"outputs": collected[-1][0]})
                 if self._session.size == 1 and self._model.stop_predicting:
                     break
         # No step of a prediction waits for another rank, so what they saw is compared here, once for all.
-        for step, flags in enumerate(self._session.transport.sum(np.array(seen, np.float64).reshape(-1, 3))):
+        for step, flags in enumerate(self._session.transport.sum(np.array(seen, np.float64).reshape(-1, FLAGS))):
             check_same_batches(flags, self._session.size, step + 1)
         callbacks.on_predict_end()
         return collected
@@ -121,15 +128,17 @@ class Loop:
         model = self._model
         model.reset_metrics()
         callbacks.on_epoch_begin(epoch)
+        self._step.accumulation.begin()
         logs = self._batches(
             train,
-            self._step.train,
+            self._step.next_training,
             callbacks.on_train_batch_begin,
             callbacks.on_train_batch_end,
             "stop_training",
             f"epoch {epoch + 1}",
         )
-        epoch_logs = dict(self._results(logs))
+        self._step.accumulation.gather()
+        epoch_logs = dict(self._results("train_step", logs))
         if validation is not None and model._should_eval(epoch, validation.freq):
             results = self._evaluate(validation.feed, callbacks, f"epoch {epoch + 1}, validation")
             epoch_logs.update({f"val_{name}": value for name, value in results.items()})
@@ -144,20 +153,20 @@ class Loop:
         model.reset_metrics()
         logs = self._batches(
             feed,
-            self._step.test,
+            lambda: self._step.test,
             callbacks.on_test_batch_begin,
             callbacks.on_test_batch_end,
             "stop_evaluating",
             where,
         )
-        results = pythonify_logs(self._results(logs))
+        results = pythonify_logs(self._results("test_step", logs))
         callbacks.on_test_end(results)
         return results
 
     def _batches(
         self,
         feed: Feed,
-        step: Callable[..., Any],
+        next_step: Callable[[], OneStep],
         on_begin: Callable[[int], None],
         on_end: Callable[[int, Any], None],
         stop: str,
@@ -172,11 +181,13 @@ class Loop:
                 self._interrupt.check()
                 on_begin(first)
                 self._session.watch.position = f"{where}, step {first + 1}"
-                batch = next(batches)
+                taken = _taken(first, last, batches)
                 with self._session.watch.waiting(self._session.watch.position):
-                    logs, flags = self._run(step, feed, batch, wish=getattr(self._model, stop))
-                    shown = self._batch_logs(logs, shown, first, feed)
+                    results = self._run(feed, taken, next_step, wish=getattr(self._model, stop))
+                    logs = results[-1][0][0]
+                    shown = self._batch_logs(logs, shown, first, last, feed)
                 on_end(last, shown)
+                flags = [of_replicas[0][1] for of_replicas in results]
                 if agreement.says_stop(flags, getattr(self._model, stop), first):
                     setattr(self._model, stop, True)
                     break
@@ -184,30 +195,41 @@ class Loop:
         return logs
 
     def _run(
-        self,
-        step: Callable[..., Any],
-        feed: Feed,
-        batch: Batch,
-        wish: bool = False,
-        every_replica: bool = False,
-    ) -> tuple[Any, Any]:
+        self, feed: Feed, batches: Sequence[Batch], next_step: Callable[[], OneStep], wish: bool = False
+    ) -> list[OfReplicas]:
+        """One step a batch, in one call; what each gave on the local replicas."""
         with explained(self._session, feed.source.batch_size):
-            results = self._function(step, feed)(tf.constant(float(wish), tf.float64), batch)
-        if every_replica:
-            return [output for output, _ in results], results[0][1]
-        return results[0]
+            function = self._function(tuple(next_step() for _ in batches), feed)
+            return function(tf.constant(float(wish), tf.float64), tuple(batches))
 
-    def _function(self, step: Callable[..., Any], feed: Feed) -> Callable[..., Any]:
-        """The step on every local replica as one traced function; traced once for each kind of feed."""
-        key = (step.__name__, id(feed))
+    def _function(self, steps: tuple[OneStep, ...], feed: Feed) -> Callable[..., list[OfReplicas]]:
+        """These steps, one after the other, as one traced function for this feed."""
+        key = (*(step.__name__ for step in steps), id(feed))
+        if key not in self._functions:
+            each = [self._one(step, feed) for step in steps]
+
+            def in_turn(wish: Any, batches: tuple[Batch, ...]) -> list[OfReplicas]:
+                return [one(wish, batch) for one, batch in zip(each, batches, strict=True)]
+
+            # A step alone is a traced function already; each is traced once, however many calls hold it.
+            together = len(steps) > 1 and not self._model.run_eagerly
+            self._functions[key] = tf.function(in_turn, autograph=False) if together else in_turn
+        return self._functions[key]
+
+    def _one(self, step: OneStep, feed: Feed) -> Callable[[Any, Batch], OfReplicas]:
+        """One step on every local replica; traced once for each kind of feed."""
+        key = (step.__name__, "one", id(feed))
         if key not in self._functions:
             self._functions[key] = self._traced(step, feed.element_spec)
         return self._functions[key]
 
-    def _traced(self, step: Callable[..., Any], element_spec: Any) -> Callable[..., Any]:
-        def on_all(wish: Any, batch: Batch) -> list[Any]:
+    def _traced(self, step: OneStep, element_spec: Any) -> Callable[[Any, Batch], OfReplicas]:
+        def on_all(wish: Any, batch: Batch) -> OfReplicas:
             fingerprint, shards = batch
-            own = flags_of(fingerprint, wish)
+            # One replica has nobody to agree with; and what else is computed may change how TensorFlow's graph
+            # optimiser orders the step's own additions, so that the last bit is no longer Keras'.
+            alone = self._session.topology.num_replicas == 1
+            own = tf.zeros([FLAGS], tf.float64) if alone else flags_of(fingerprint, wish)
             # One voice a process: its further replicas add nothing to the flags.
             flags = [own] + [tf.zeros_like(own)] * (len(shards) - 1)
             arguments = [(rows, flag, data) for (rows, data), flag in zip(shards, flags, strict=True)]
@@ -215,32 +237,54 @@ class Loop:
 
         if self._model.run_eagerly:
             return on_all
-        return tf.function(
+        function = tf.function(
             tf.autograph.experimental.do_not_convert(on_all),
             input_signature=[tf.TensorSpec([], tf.float64), element_spec],
             jit_compile=bool(self._model.jit_compile and self._backend.supports_jit) or None,
         )
+        self._session.agree(function.get_concrete_function)
+        self._compare_collectives(step.__name__)
+        return function
 
-    def _batch_logs(self, logs: dict, shown: dict, step: int, feed: Feed) -> dict:
+    def _compare_collectives(self, step: str) -> None:
+        """Ranks whose steps have other collectives, or in another order, would wait for each other for ever.
+
+        Raises:
+            RunError: they differ; on all ranks.
+        """
+        by_rank = self._session.transport.gather(self._step.transfers.get(step, []))
+        for rank, theirs in enumerate(by_rank):
+            pairs = zip_longest(by_rank[0], theirs, fillvalue="none")
+            different = next((f"{first} against {other}" for first, other in pairs if first != other), None)
+            if different is not None:
+                raise on_every_rank(
+                    RunError(
+                        f"Expected every rank to sum the same tensors in the same order in each {step} step, received "
+                        f"{different} on rank 0 and rank {rank} of {self._session.size}. The model behaves differently "
+                        "on them: let what it computes not depend on the rank, its clock or its random state."
+                    )
+                )
+
+    def _batch_logs(self, logs: dict, shown: dict, first: int, last: int, feed: Feed) -> dict:
         if self._session.topology.num_replicas == 1:
             return logs
         steps = feed.num_batches
         every = max(1, steps // LOG_POINTS_PER_EPOCH) if steps else LOG_EVERY_STEPS_OF_UNKNOWN
-        return global_results(self._model, self._backend) if step % every == 0 else shown
+        # Python's numbers: Keras would ask a tensor for its value on every batch, for each callback that reads it.
+        return pythonify_logs(global_results(self._model, self._backend)) if -first % every <= last - first else shown
 
-    def _results(self, logs: dict) -> dict:
+    def _results(self, method: str, logs: dict) -> dict:
+        """What callbacks see at the end of a pass.
+
+        Args:
+            method: "train_step" or "test_step".
+            logs: of the last step, as the first replica saw them.
+        """
         if self._session.topology.num_replicas == 1:
             # A model's own train_step may log what is no metric of the model: Keras shows that instead.
             return self._model._get_metrics_result_or_logs(logs)
         with self._session.watch.waiting("the sum of metrics"):
-            results = global_results(self._model, self._backend)
-        unknown = sorted(set(logs) - set(results))
-        if unknown:
-            warn_once(
-                f"{', '.join(unknown)} in what compute_metrics returns is no metric of the model, so that replicas "
-                "cannot add it up: left out. Make it a keras.metrics.Metric of the model."
-            )
-        return results
+            return self._step.results(method, logs, global_results(self._model, self._backend))
 
     def _leave_global(self) -> None:
         if self._session.topology.num_replicas > 1:
@@ -254,25 +298,43 @@ class Loop:
 
 
 class _Agreement:
-    """What the ranks agreed on in the step before: read late, so that the device is never waited for."""
+    """What the ranks agreed on in the call before: read late, so that the device is never waited for."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._pending: tuple[Any, int] | None = None
+        self._pending: tuple[list[Any], int] | None = None
 
-    def says_stop(self, flags: Any, own_wish: bool, step: int) -> bool:
-        """Whether all ranks stop after this step. One process follows its own wish at once, as Keras does."""
+    def says_stop(self, flags: list[Any], own_wish: bool, first: int) -> bool:
+        """Whether all ranks stop after these steps. One process follows its own wish at once, as Keras does.
+
+        Args:
+            flags: of each step of a call, of which `first` is the first's number.
+        """
         if self._size == 1:
             return own_wish
-        before, self._pending = self._pending, (flags, step)
+        before, self._pending = self._pending, (flags, first)
         return before is not None and self._read(*before)
 
     def finish(self) -> None:
-        """Read what the last step said; a wish to stop no longer matters, different data do."""
+        """Read what the last steps said; a wish to stop no longer matters, different data do."""
         if self._pending is not None:
             self._read(*self._pending)
 
-    def _read(self, flags: Any, step: int) -> bool:
+    def _read(self, flags: list[Any], first: int) -> bool:
         values = np.asarray(flags)
-        check_same_batches(values, self._size, step + 1)
-        return values[0] > 0
+        for number, of_step in enumerate(values):
+            check_same_batches(of_step, self._size, first + number + 1)
+        return bool(values[-1][0] > 0)
+
+
+def _taken(first: int, last: int, batches: Iterator[Batch]) -> list[Batch]:
+    """The batches of steps `first` to `last`, or as many as there are.
+
+    Raises:
+        StopIteration: there are none.
+    """
+    taken = [next(batches)]
+    for _ in range(last - first):
+        if (batch := next(batches, None)) is not None:
+            taken.append(batch)
+    return taken

@@ -12,7 +12,7 @@ within its one reduction. As a moving average is linear, that is the same as ave
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,9 +29,15 @@ _current = _Current()
 
 
 @contextmanager
-def installed(model: Any) -> Iterator[None]:
-    """Every floating-point weight without a gradient tells when it is assigned. Undone on the way out."""
-    weights = [weight for weight in model.non_trainable_weights if "float" in weight.dtype]
+def installed(model: Any, alike: Collection[Any] = ()) -> Iterator[None]:
+    """Every floating-point weight without a gradient tells when it is assigned. Undone on the way out.
+
+    Args:
+        alike: weights that every replica moves in the same way, so that there is nothing to average.
+    """
+    left_out = {id(weight) for weight in alike}
+    moved = [weight for weight in model.non_trainable_weights if "float" in weight.dtype]
+    weights = [weight for weight in moved if id(weight) not in left_out]
     with ExitStack() as stack:
         for weight in weights:
             stack.enter_context(replaced(weight, "assign", _noting(weight, weight.assign)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from distfit.backends.base import Backend
+    from distfit.training.wire import Wire
 
 # Large enough that latency is small beside transfer on a 10 Gbit/s link (25 ms against 0.1 ms), small enough
 # that a model of 100 MB has several, so that all but the last can hide behind the backward pass.
@@ -59,14 +59,47 @@ def plan_buckets(slots: Sequence[Slot], limit: int = BUCKET_BYTES) -> list[list[
     return buckets
 
 
-def sum_in_buckets(backend: Backend, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Inside a step: every tensor summed over all replicas; their shapes must be static."""
-    slots = [Slot(tuple(tensor.shape), tensor.dtype.name, tensor.dtype.size) for tensor in tensors]
-    summed: list[Any] = [None] * len(tensors)
+def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], dtype: str | None = None) -> list[Any]:
+    """Inside a step: every gradient summed over all replicas.
+
+    A sparse one (tf.IndexedSlices, of an Embedding) stays sparse: the rows of all replicas, put together. A dense sum
+    would be another training than one device's, as Keras' optimizers square each of the rows that an index has
+    (keras 3.15, optimizers/adam.py: the second moment of a word is the sum of the squares of its occurrences), and for
+    a large table it would send mostly zeros.
+
+    Args:
+        shapes: the static one of each gradient.
+        dtype: floats travel and are added in this type; None leaves each as it is.
+    """
+    sparse = {index for index, gradient in enumerate(gradients) if isinstance(gradient, tf.IndexedSlices)}
+    dense = [index for index in range(len(gradients)) if index not in sparse]
+    totals = sum_in_buckets(wire, [gradients[index] for index in dense], [shapes[index] for index in dense], dtype)
+    by_index = dict(zip(dense, totals, strict=True))
+    return [
+        _gathered(wire, gradient, shapes[index], dtype) if index in sparse else by_index[index]
+        for index, gradient in enumerate(gradients)
+    ]
+
+
+def _gathered(wire: Wire, gradient: tf.IndexedSlices, shape: Any, dtype: str | None) -> tf.IndexedSlices:
+    values = tf.ensure_shape(gradient.values, [None, *shape[1:]])
+    sent = tf.cast(values, dtype) if dtype else values
+    rows, indices = (wire.gather([part], name)[0] for part, name in ((sent, "rows"), (gradient.indices, "indices")))
+    return tf.IndexedSlices(tf.cast(rows, values.dtype), indices, tf.constant(list(shape), indices.dtype))
+
+
+def sum_in_buckets(
+    wire: Wire, tensors: Sequence[Any], shapes: Sequence[Any], dtype: str | None = None
+) -> list[tf.Tensor]:
+    """Inside a step: every dense tensor summed over all replicas. Arguments as of `summed`."""
+    fixed = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+    sent = [tf.cast(tensor, dtype) if dtype and tensor.dtype.is_floating else tensor for tensor in fixed]
+    slots = [Slot(tuple(tensor.shape), tensor.dtype.name, tensor.dtype.size) for tensor in sent]
+    totals: list[Any] = [None] * len(sent)
     for number, bucket in enumerate(plan_buckets(slots)):
-        flat = tf.concat([tf.reshape(tensors[index], [-1]) for index in bucket], axis=0)
-        (total,) = backend.sum([flat], name=f"bucket.{number}")
+        flat = tf.concat([tf.reshape(sent[index], [-1]) for index in bucket], axis=0)
+        (total,) = wire.sum([flat], name=f"bucket.{number}")
         parts = tf.split(total, [prod(slots[index].shape) for index in bucket])
         for index, part in zip(bucket, parts, strict=True):
-            summed[index] = tf.reshape(part, slots[index].shape)
-    return summed
+            totals[index] = tf.cast(tf.reshape(part, slots[index].shape), fixed[index].dtype)
+    return totals

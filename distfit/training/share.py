@@ -11,39 +11,55 @@ trackers of Keras, whose states are summed over replicas, then come out right by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from distfit.backends.hooks import replaced
-from distfit.training import moving, terms
-from distfit.training.reduction import sum_in_buckets
+from distfit.errors import InputError
+from distfit.training import batch_norm, means, moving, terms
+from distfit.training.reduction import summed
 
 if TYPE_CHECKING:
-    from distfit.backends.base import Backend
+    from distfit.training.wire import Wire
 
 Update = Callable[[], Any]
+
+
+@dataclass
+class Additional:
+    """Losses of a model beside the compiled ones: those computed from rows, and those of weights alone."""
+
+    of_rows: list[Any] = field(default_factory=list)
+    of_weights: list[Any] = field(default_factory=list)
 
 
 class Whole:
     """The share of a replica that is alone: everything, as it is."""
 
-    def measure(self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any) -> WholeWeights:
-        return WholeWeights(flags)
-
     def installed(self, model: Any) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def moving_averages(self) -> AbstractContextManager[list[Any]]:
+    def forward(self) -> AbstractContextManager[list[Any]]:
         return nullcontext([])
 
-    def additional_losses(self, model: Any) -> list[tuple[Any, bool]]:
+    def additional_losses(self, model: Any) -> Additional:
+        return Additional()
+
+    def normalisers(self, model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
         return []
 
-    def summed(self, tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
-        return list(tensors)
+    def measure(self, normalisers: Sequence[Any], moved: Sequence[Any], rows: Any, flags: Any) -> WholeWeights:
+        return WholeWeights(flags)
+
+    def averaged(self, moved: Sequence[Any], weights: Any) -> list[Any]:
+        return []
+
+    def summed(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        return list(gradients)
 
     def kept(self, variables: Sequence[Any], rows: Any) -> AbstractContextManager[None]:
         return nullcontext()
@@ -55,87 +71,114 @@ class Whole:
 class WholeWeights:
     """What the step of a lonely replica multiplies with: nothing."""
 
+    means: Sequence[Any] = ()
+
     def __init__(self, flags: Any) -> None:
         self.agreed = flags
 
-    def loss(self, model: Any, compute_loss: Update, additional: Sequence[Any]) -> Any:
+    def loss(self, model: Any, compute_loss: Update, additional: Additional) -> Any:
         return compute_loss()
 
     def own_loss(self, loss: Any) -> Any:
         return loss
 
-    def tracked_rows(self, x: Any) -> Any:
-        return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
-
-    def averaged(self, values: Sequence[Any]) -> list[Any]:
-        return list(values)
+    def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
+        return loss, tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
 
 
 class Part:
     """The share of one replica of several.
 
     Args:
-        backend: sums over the replicas.
+        wire: sums over the replicas.
+        replicas: how many there are in the job.
         opaque: the model overrides compute_loss, whose terms cannot be seen: it counts as a mean over rows.
+        sync_batch_norm: BatchNormalization takes the moments of the global batch.
+        reduction_dtype: gradients travel in this type; None in their own.
     """
 
-    def __init__(self, backend: Backend, opaque: bool) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        wire: Wire,
+        replicas: int,
+        opaque: bool,
+        sync_batch_norm: bool = False,
+        reduction_dtype: str | None = None,
+    ) -> None:
+        self._wire = wire
+        self._replicas = replicas
         self._opaque = opaque
+        self._sync_batch_norm = sync_batch_norm
+        self._reduction_dtype = reduction_dtype
 
     @contextmanager
     def installed(self, model: Any) -> Iterator[None]:
         """The model's losses and weights tell the step what it has to know; held around all steps."""
-        with terms.installed(model), moving.installed(model):
+        together = batch_norm.layers_of(model, everywhere=self._sync_batch_norm)
+        with (
+            terms.installed(model),
+            batch_norm.installed(together, self._wire),
+            batch_norm.losses_apart(model),
+            moving.installed(model, alike=batch_norm.weights_of(together)),
+        ):
             yield
 
-    def measure(self, model: Any, y: Any, y_pred: Any, sample_weight: Any, rows: Any, flags: Any) -> PartWeights:
-        """One small all-reduce: rows, the normalisers of all terms, and flags; in float64, so exact."""
-        measured = [] if self._opaque else terms.measure(model, y, y_pred, sample_weight)
+    def forward(self) -> AbstractContextManager[list[Any]]:
+        """Around a forward pass; which weights it moved is known on the way out."""
+        return moving.noted()
+
+    def additional_losses(self, model: Any) -> Additional:
+        """Taken right after the forward pass: a layer keeps only its last call's, and at the next collective
+        another replica's forward pass is traced."""
+        layers = [model, *model._flatten_layers(include_self=False)]
+        of_rows = [loss for layer in layers for loss in layer._get_own_losses()]
+        return Additional(of_rows, list(model._get_regularization_losses()))
+
+    def normalisers(self, model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
+        """What each compiled loss divides by on this replica; terms.NO_NORMALISER for a sum."""
+        return [] if self._opaque else terms.measure(model, y, y_pred, sample_weight)
+
+    def measure(self, normalisers: Sequence[Any], moved: Sequence[Any], rows: Any, flags: Any) -> PartWeights:
+        """One small all-reduce: rows, normalisers, flags and moving statistics; in float64, so that counts are
+        exact."""
         rows = tf.cast(rows, tf.float64)
         has_rows = tf.cast(rows > 0, tf.float64)
         # A term without a divisor still takes its place, as a 1 for each replica that has rows.
-        divisors = [has_rows if one is terms.NO_NORMALISER else has_rows * one for one in measured]
-        local = tf.stop_gradient(tf.concat([tf.stack([rows, *divisors]), flags], axis=0))
-        (total,) = self._backend.sum([local], name="small")
+        divisors = [has_rows if one is terms.NO_NORMALISER else has_rows * one for one in normalisers]
+        local = tf.stop_gradient(tf.concat([tf.stack([rows, *divisors]), flags, *_times(rows, moved)], axis=0))
+        (total,) = self._wire.sum([local], name="small")
         shares = [
             local[1 + index] if one is terms.NO_NORMALISER else _ratio(local[1 + index], total[1 + index])
-            for index, one in enumerate(measured)
+            for index, one in enumerate(normalisers)
         ]
+        ends_of_flags = 1 + len(normalisers) + flags.shape[0]
         return PartWeights(
-            replicas=self._backend.topology.num_replicas,
+            replicas=self._replicas,
             all_rows=total[0],
             row_share=_ratio(local[0], total[0]),
             term_shares=None if self._opaque else shares,
-            agreed=total[1 + len(measured) :],
+            agreed=total[1 + len(normalisers) : ends_of_flags],
+            means=_cut(total[ends_of_flags:] / total[0], moved),
         )
 
-    def moving_averages(self) -> AbstractContextManager[list[Any]]:
-        return moving.noted()
+    def averaged(self, moved: Sequence[Any], weights: Any) -> list[Any]:
+        """Of what a forward pass moved, over the replicas, weighted by rows, where they have met before it."""
+        if not moved:
+            return []
+        (total,) = self._wire.sum([tf.concat(_times(weights.row_share, moved), axis=0)], name="statistics")
+        return _cut(total, moved)
 
-    def additional_losses(self, model: Any) -> list[tuple[Any, bool]]:
-        """Losses beside the compiled ones, and whether each is computed from the rows.
-
-        Taken right after the forward pass: a layer keeps only its last call's, and at the next collective
-        another replica's forward pass is traced.
-        """
-        layers = [model, *model._flatten_layers(include_self=False)]
-        of_rows = [(loss, True) for layer in layers for loss in layer._get_own_losses()]
-        return of_rows + [(loss, False) for loss in model._get_regularization_losses()]
-
-    def summed(self, tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
-        """Tensors of these static shapes, summed over the replicas."""
-        # A sparse gradient (tf.IndexedSlices) becomes dense: its rows differ between replicas.
-        dense = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
-        return sum_in_buckets(self._backend, dense)
+    def summed(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Gradients of these variables, summed over the replicas."""
+        shapes = [variable.shape for variable in variables]
+        return summed(self._wire, gradients, shapes, self._reduction_dtype)
 
     @contextmanager
     def kept(self, variables: Sequence[Any], rows: Any) -> Iterator[None]:
-        """What happens inside has no effect on `variables` where this replica has no rows."""
-        before = [tf.identity(variable.value) for variable in variables]
-        yield
-        for variable, old in zip(variables, before, strict=True):
-            variable.assign(tf.where(rows > 0, variable.value, old))
+        """Around all that a replica computes in a step, the backward pass included, which calls a layer again that
+        forgets its activations (keras.remat); it has no effect on `variables` where the replica has no rows."""
+        with batch_norm.counting(rows), means.kept(variables, rows):
+            yield
 
     def rows_of(self, outputs: Any, rows: Any) -> Any:
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
@@ -151,62 +194,68 @@ class PartWeights:
         term_shares: for each compiled loss, this replica's normaliser over the global one, or 1 for a sum;
             None for an opaque loss.
         agreed: the flags, summed over all replicas.
+        means: of what the forward pass moved, over the replicas, weighted by rows.
     """
 
     def __init__(
-        self, replicas: int, all_rows: Any, row_share: Any, term_shares: list[Any] | None, agreed: Any
+        self,
+        replicas: int,
+        all_rows: Any,
+        row_share: Any,
+        term_shares: list[Any] | None,
+        agreed: Any,
+        means: Sequence[Any],
     ) -> None:
         self._replicas = replicas
         self._all_rows = all_rows
-        self._row_share = row_share
+        self.row_share = row_share
         self._term_shares = term_shares
         self.agreed = agreed
+        self.means = means
 
-    def loss(self, model: Any, compute_loss: Update, additional: Sequence[tuple[Any, bool]]) -> Any:
+    def loss(self, model: Any, compute_loss: Update, additional: Additional) -> Any:
         """The loss in Keras' view."""
         if self._term_shares is None:
-            given = [loss for loss, _ in additional]
-            with _losses_given(model, given), _means_over_rows(model, self._row_share):
+            given = [*additional.of_rows, *additional.of_weights]
+            with _losses_given(model, given), means.counted_by_rows(model, self.row_share):
                 return self._by_rows(compute_loss())
-        given = [self._by_rows(loss) if of_rows else loss for loss, of_rows in additional]
+        given = [*map(self._by_rows, additional.of_rows), *additional.of_weights]
         with _losses_given(model, given):
-            return terms.weigh(compute_loss, [share * self._replicas for share in self._term_shares])
+            loss = terms.weigh(compute_loss, [share * self._replicas for share in self._term_shares])
+        if loss.shape.rank and given:
+            raise InputError(
+                "Expected a loss with a reduction beside regularisation or losses of layers, received one without "
+                "(reduction=None): Keras would add the others once a row, which several replicas cannot tell. Set the "
+                'loss\'s reduction to "sum" or "sum_over_batch_size", or train with one replica.'
+            )
+        return loss
 
     def own_loss(self, loss: Any) -> Any:
         """This replica's addend of the global loss: where its backward pass starts."""
         return loss / tf.cast(self._replicas, loss.dtype)
 
-    def tracked_rows(self, x: Any) -> Any:
-        return self._all_rows / self._replicas
-
-    def averaged(self, values: Sequence[Any]) -> list[Any]:
-        """Addends whose sum over the replicas is the values' mean, weighted by rows."""
-        return [value * tf.cast(self._row_share, value.dtype) for value in values]
+    def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
+        """What the loss tracker is given: a value, and how much it counts."""
+        if loss.shape.rank == 0:
+            return loss, self._all_rows / self._replicas
+        # Without a reduction it is a value a row, of which Keras tracks the mean.
+        return self.own_loss(loss), self._all_rows * self.row_share
 
     def _by_rows(self, loss: Any) -> Any:
-        return loss * tf.cast(self._row_share * self._replicas, loss.dtype)
+        return loss * tf.cast(self.row_share * self._replicas, loss.dtype)
 
 
-@contextmanager
-def _means_over_rows(model: Any, row_share: Any) -> Iterator[None]:
-    """A `keras.metrics.Mean` that is given a scalar counts it by rows, as the loss beside it is counted."""
-    with ExitStack() as stack:
-        for metric in model.metrics:
-            if type(metric) is keras.metrics.Mean:
-                stack.enter_context(replaced(metric, "update_state", _by_rows(metric, row_share)))
-        yield
+def _times(weight: Any, moved: Sequence[Any]) -> list[Any]:
+    """Flat, in float64. What a replica without rows computed counts for nothing, not even when it is not finite."""
+    flat = [tf.cast(tf.reshape(variable.value, [-1]), tf.float64) for variable in moved]
+    return [tf.math.multiply_no_nan(values, weight) for values in flat]
 
 
-def _by_rows(metric: Any, row_share: Any) -> Callable[..., Any]:
-    update = metric.update_state
-
-    def updating(values: Any, sample_weight: Any = None) -> Any:
-        if keras.ops.ndim(values) == 0:
-            share = tf.cast(row_share, metric.dtype)
-            sample_weight = share if sample_weight is None else share * tf.cast(sample_weight, metric.dtype)
-        return update(values, sample_weight=sample_weight)
-
-    return updating
+def _cut(packed: Any, moved: Sequence[Any]) -> list[Any]:
+    parts = tf.split(packed, [prod(variable.shape) for variable in moved]) if moved else []
+    return [
+        tf.cast(tf.reshape(part, variable.shape), variable.dtype) for part, variable in zip(parts, moved, strict=True)
+    ]
 
 
 def _ratio(local: Any, total: Any) -> Any:

@@ -56,7 +56,8 @@ class _Term:
 def installed(model: Any) -> Iterator[None]:
     """The model's compiled losses as terms; its CompileLoss must be built. Undone on the way out."""
     compiled = model._compile_loss
-    if compiled is None:
+    # A model's own step may leave its compiled loss unused, and unbuilt.
+    if compiled is None or not compiled.built:
         yield
         return
     own = compiled._flat_losses

@@ -1,0 +1,164 @@
+"""The wire: what the replicas of a job send each other inside a step, named, recorded, in one order.
+
+    wire = Wire(backend)
+    with wire.step("train") as transfers:          # around a step, as each replica traces it
+        (total,) = wire.sum([local], "small")
+    transfers                                      # [Transfer("train.small", "float64", 8)]
+
+Collectives pair up by name and order. Whoever calls one more or one fewer than the others, in another order or
+of another size, hangs the job or mixes its steps; so the ranks compare what they recorded before the first
+step runs (`training.loop`), and a collective that only some replicas might reach is refused while it is traced.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from distfit.errors import InputError
+
+if TYPE_CHECKING:
+    from distfit.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective of a step.
+
+    Args:
+        name: unique within the step.
+        dtype: of its elements on the wire.
+        elements: how many each replica sends; of a gather, in one row.
+        gathered: replicas send rows of their own, which are put together; else what they send is added up.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    gathered: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """What each replica sends; of a gather, for one row.
+
+        >>> Transfer("train.small", "float64", 8).nbytes
+        64
+        """
+        return self.elements * tf.as_dtype(self.dtype).size
+
+
+class _Current(threading.local):
+    """The step that this thread traces: replicas of one process are traced in threads."""
+
+    step: str | None = None
+    graph: Any = None
+    transfers: list[Transfer]
+
+
+class Wire:
+    """All collectives of a model's steps on one engine.
+
+    Args:
+        backend: sums over the replicas.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._current = _Current()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[Transfer]]:
+        """Held around one step; the list is complete on the way out. Replicas each have their own.
+
+        Args:
+            name: of the step; its collectives are named after it.
+        """
+        current = self._current
+        current.step, current.graph, current.transfers = name, _graph(), []
+        try:
+            yield current.transfers
+        finally:
+            current.step = None
+
+    def sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """Each tensor summed over all replicas, none of them a gradient's way.
+
+        Args:
+            tensors: dense, of static shapes that are the same on every replica.
+            name: the second one of a name within a step gets a number.
+
+        Raises:
+            InputError: in a branch, a loop or a function inside the step, which other replicas may not reach.
+        """
+        return [self._sum(tensor, name) for tensor in tensors]
+
+    def differentiable_sum(self, tensor: Any, name: str) -> Any:
+        """A tensor summed over all replicas, through which gradients flow: each replica's is the sum of all.
+
+        As the loss is a sum over replicas too, the gradient of a replica's addend is what all of them ask of
+        the sum. The backward pass makes the second collective.
+
+        Raises:
+            InputError: as `sum`.
+        """
+
+        @tf.custom_gradient
+        def summed(addend: Any) -> tuple[Any, Any]:
+            # Differentiable again: a gradient penalty asks for the gradient of a gradient.
+            return self._sum(addend, name), lambda upstream: self.differentiable_sum(upstream, f"{name}.gradient")
+
+        return summed(tensor)
+
+    def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """Each tensor's rows of all replicas, in the replicas' order.
+
+        Args:
+            tensors: of at least one row each, whose sizes are static; replicas may have different numbers of rows.
+            name: as of `sum`.
+
+        Raises:
+            InputError: as `sum`.
+        """
+        return [self._send(self._backend.gather, tensor, name, gathered=True) for tensor in tensors]
+
+    def _sum(self, tensor: Any, name: str) -> Any:
+        return self._send(self._backend.sum, tensor, name, gathered=False)
+
+    def _send(self, collective: Callable[..., list[Any]], tensor: Any, name: str, gathered: bool) -> Any:
+        current = self._current
+        if current.step is None:
+            raise RuntimeError(f"a collective {name!r} outside of a step")
+        if _graph() is not current.graph or _in_a_vectorised_map():
+            raise InputError(
+                "Expected what replicas sum (gradients, moments of synchronised BatchNormalization) to be summed in "
+                f"the step itself, received {name!r} inside a tf.cond, a loop (tf.vectorized_map is one), a "
+                "tf.function of the model's own or an XLA program, where some replicas might not arrive and the "
+                "others would wait for ever. Move it out, or "
+                "train with one replica."
+            )
+        elements = (tensor.shape[1:] if gathered else tensor.shape).num_elements()
+        transfer = Transfer(self._unique(name), tensor.dtype.name, elements, gathered)
+        current.transfers.append(transfer)
+        (result,) = collective([tensor], name=transfer.name)
+        return result
+
+    def _unique(self, name: str) -> str:
+        current = self._current
+        taken = {transfer.name for transfer in current.transfers}
+        names = [f"{current.step}.{name}", *(f"{current.step}.{name}.{again}" for again in range(2, len(taken) + 3))]
+        return next(free for free in names if free not in taken)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _in_a_vectorised_map() -> bool:
+    """Whether TensorFlow will turn what is computed here into a loop: its `pfor` (tf.vectorized_map, batch_jacobian)
+    reads the body from the step's own graph, in a name scope of its own."""
+    return any(part.startswith("loop_body") for part in tf.get_current_name_scope().split("/"))
