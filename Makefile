@@ -4,6 +4,7 @@
 #   make demo-horovod   adds MPI and Horovod; trains the digits as one process and as two MPI ranks
 #   make test           adds the test tools; the whole suite, real ranks included
 #   make test-fast      what needs no MPI, no Horovod and no patience
+#   make test-oldest    what depends on versions, with the oldest ones that pyproject.toml allows
 #   make install        distfit, MPI and Horovod in .venv, nothing else
 #   make lint           ruff and mypy
 #   make docs           the documentation as a site in build/docs
@@ -12,6 +13,8 @@
 # Variables: make test PYTHON=python3.12 VENV=/tmp/venv PYTEST_ARGS="-k plan"
 
 VENV ?= .venv
+OLDEST ?= .venv-oldest
+OLDEST_PYTHON ?= python3.11
 PYTEST_ARGS ?=
 DATA := data/digits
 CONFIG := configs/digits.yaml
@@ -44,7 +47,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: help demo demo-horovod test test-fast install lint docs clean
+.PHONY: help demo demo-horovod test test-fast test-oldest install lint docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -64,6 +67,10 @@ test: $(VENV)/.dev $(VENV)/.horovod
 test-fast: $(VENV)/.dev
 	python -m pytest -m "not mpi and not slow" $(PYTEST_ARGS)
 
+# A fresh environment gets the newest versions, this one the oldest; `make test VENV=.venv-oldest` then runs all.
+test-oldest: $(OLDEST)/.oldest
+	$(OLDEST)/bin/python -m pytest -m "not mpi" tests/test_seams.py tests/test_engines.py $(PYTEST_ARGS)
+
 install: $(VENV)/.distfit $(VENV)/.horovod
 
 lint: $(VENV)/.dev
@@ -75,7 +82,7 @@ docs: $(VENV)/.dev
 	python -m sphinx -W --keep-going -n -q docs build/docs
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo* $(DATA)
+	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo* $(DATA)
 
 $(DATA)/dataset.json: | $(VENV)/.distfit
 	distfit data build --from digits $(DATA)
@@ -93,6 +100,13 @@ $(VENV)/.distfit: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.distfit
 	python -m pip install --disable-pip-version-check --quiet --editable .[dev]
+	touch $@
+
+$(OLDEST)/.oldest: pyproject.toml tests/oldest.py
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $(OLDEST)/oldest.txt \
+		--editable . pytest pytest-timeout
 	touch $@
 
 # Built once, then taken from the user's cache; PyPI's MPI comes along where PATH has none.
