@@ -78,9 +78,13 @@ BAD_FITS = {
     "builder of nothing": (lambda: fit(model=lambda: None), r"received <lambda>\(\), which returns NoneType"),
     "builder with arguments": (lambda: fit(model=lambda units: None), r"received <lambda>\(units\)"),
     "legacy model": (lambda: fit(model=Legacy()), "received one of the legacy tf_keras. Build it with"),
-    "steps_per_execution": (
-        lambda: fit(model=compiled(steps_per_execution=2)),
-        "steps_per_execution=1, received 2",
+    "type of the wire": (
+        lambda: fit(reduction_dtype="float8"),
+        "Expected reduction_dtype to be None or one of float32, float16, .*received 'float8'",
+    ),
+    "sync_batch_norm of another type": (
+        lambda: fit(sync_batch_norm="yes"),
+        "Expected sync_batch_norm to be True or False, received 'yes'",
     ),
     "unknown strategy": (lambda: fit(strategy="mirored"), "received 'mirored'; did you mean 'mirrored'?"),
     "strategy of another type": (

@@ -99,7 +99,7 @@ def test_unknown_key_near_nothing_lists_its_siblings(minimal):
         ("metrics=accuracy", "a list", "'accuracy'"),
         ("model=digits_cnn", "of the form package.module:function", "'digits_cnn'"),
         ("model_options=3", "a group of `field: value` lines", "3"),
-        ("dtype=float16", "'float32', 'float64' or 'mixed_bfloat16'", "'float16'"),
+        ("dtype=float16", "'float32', 'float64', 'mixed_bfloat16' or 'mixed_float16'", "'float16'"),
         ("stall_limit_s=0", "greater than 0", "0"),
         ("verbose=loud", "'auto', 0, 1 or 2", "'loud'"),
         ("verbose=true", "'auto', 0, 1 or 2", "'True'"),

@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from distfit.training.reduction import Slot, plan_buckets, sum_in_buckets
+from distfit.training.reduction import Slot, plan_buckets, sum_in_buckets, summed
 
 
 def _slots(*sizes, dtype="float32", itemsize=4):
@@ -27,10 +27,14 @@ def test_nothing_to_sum_is_no_bucket():
 
 
 class _Doubling:
-    """Two replicas that hold the same."""
+    """The wire between two replicas that hold the same."""
 
     def __init__(self):
         self.calls = []
+
+    def gather(self, tensors, name):
+        self.calls.append((name, [tensor.shape.rank for tensor in tensors]))
+        return [tf.concat([tensor, tensor], axis=0) for tensor in tensors]
 
     def sum(self, tensors, name):
         self.calls.append((name, [tensor.shape.rank for tensor in tensors]))
@@ -45,10 +49,39 @@ def test_tensors_come_back_in_their_place_and_shape():
         tf.cast(tf.range(4), tf.float64),
         tf.zeros([0]),
     ]
-    summed = sum_in_buckets(backend, tensors)
-    for tensor, double in zip(tensors, summed, strict=True):
+    doubled = sum_in_buckets(backend, tensors, [tensor.shape for tensor in tensors])
+    for tensor, double in zip(tensors, doubled, strict=True):
         assert double.dtype == tensor.dtype
         assert double.shape == tensor.shape
         assert (double.numpy() == 2 * tensor.numpy()).all()
     # One flat tensor a collective, one collective a type, named alike on every rank.
     assert backend.calls == [("bucket.0", [1]), ("bucket.1", [1])]
+
+
+def test_floats_travel_in_the_type_of_the_wire_and_come_back_in_their_own():
+    sent = []
+
+    class Noting(_Doubling):
+        def sum(self, tensors, name):
+            sent.extend(tensor.dtype for tensor in tensors)
+            return super().sum(tensors, name)
+
+    tensors = [tf.constant([1.0, 2.0]), tf.constant([3], tf.int64)]
+    doubled = sum_in_buckets(Noting(), tensors, [tensor.shape for tensor in tensors], "float16")
+    assert sorted(dtype.name for dtype in sent) == ["float16", "int64"]
+    assert [tensor.dtype for tensor in doubled] == [tf.float32, tf.int64]
+    assert doubled[0].numpy().tolist() == [2.0, 4.0]
+
+
+def test_a_sparse_gradient_keeps_the_rows_of_all_replicas():
+    """Added up, two occurrences of a word would be one, whose square Keras' Adam does not take."""
+    wire = _Doubling()
+    sparse = tf.IndexedSlices(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([4, 4]), tf.constant([9, 2]))
+    dense = tf.ones([3])
+    first, gathered = summed(wire, [dense, sparse], [(3,), (9, 2)])
+    assert first.numpy().tolist() == [2.0] * 3
+    assert isinstance(gathered, tf.IndexedSlices)
+    assert gathered.indices.numpy().tolist() == [4] * 4
+    assert gathered.values.numpy().tolist() == [[1.0, 2.0], [3.0, 4.0]] * 2
+    assert tf.convert_to_tensor(gathered).shape == (9, 2)
+    assert wire.calls == [("bucket.0", [1]), ("rows", [2]), ("indices", [1])]
