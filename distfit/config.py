@@ -127,7 +127,7 @@ class Optimizer(_Section):
     gradient_accumulation_steps: Positive = Field(
         default=1,
         description="batches whose gradients make one update: k times the rows of a batch at the memory of one, and "
-        "one communication",
+        "one communication (with mixed_float16 one a batch)",
     )
 
 

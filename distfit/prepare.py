@@ -16,7 +16,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
 from distfit import checks
-from distfit.backends.hooks import variables_of
+from distfit.backends.hooks import optimizers_of, variables_of
 from distfit.callbacks.listening import Listening
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
@@ -32,6 +32,22 @@ from distfit.training.loop import Validation
 from distfit.training.memory import explained
 
 Folder = str | os.PathLike | None
+
+
+def same_compilation(session: Session, model: keras.Model) -> None:
+    """Ranks that run their steps in other ways would meet in other collectives. Collective.
+
+    Raises:
+        InputError: `compile` was given other settings on another rank; on every rank.
+    """
+    session.same(
+        "a model compiled with the same settings",
+        "Let all ranks build and compile the model from the same lines.",
+        steps_per_execution=model.steps_per_execution,
+        run_eagerly=model.run_eagerly,
+        jit_compile=model.jit_compile,
+        **_settings_of_optimizers(model),
+    )
 
 
 def split(arrays: tuple, fraction: float, validation_data: Any) -> tuple[tuple, Any]:
@@ -117,6 +133,8 @@ def adopted(
     Raises:
         InputError: Keras cannot build it, or ranks have built different models; on every rank.
     """
+    if step != "predict_step":
+        same_compilation(session, model)
     session.agree(lambda: _build(session, model, ready, step, validation))
     own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in variables_of(model)]
     # Its weights, metrics and optimizer state: each is a collective of its own on the way in.
@@ -192,6 +210,23 @@ def _first_difference(ours: list[tuple], theirs: list[tuple]) -> str:
     """
     pairs = zip_longest(ours, theirs, fillvalue="none")
     return next(f"{own} against {other}" for own, other in pairs if own[1:] != other[1:])
+
+
+def _settings_of_optimizers(model: keras.Model) -> dict[str, Any]:
+    """How each optimizer clips, decays and accumulates; its state, the learning rate included, comes from the chief.
+
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    >>> model.compile(keras.optimizers.SGD(momentum=0.5), "mse")
+    >>> _settings_of_optimizers(model)["SGD.momentum"]
+    0.5
+    """
+    found = {}
+    for number, optimizer in enumerate(optimizers_of(model)):
+        place = type(optimizer).__name__ + (f".{number}" if number else "")
+        for name, value in optimizer.get_config().items():
+            if name not in ("name", "learning_rate") and (value is None or isinstance(value, (bool, int, float))):
+                found[f"{place}.{name}"] = value
+    return found
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:

@@ -130,6 +130,9 @@ class Session:
             return value  # type: ignore[return-value]
         kind, text = problems[first]
         everywhere = all(problem is not None for problem in problems)
+        if everywhere and problems[first] == problems[self.rank] and own is not None:
+            # As it is: one made of it would show the same paragraph twice.
+            raise on_every_rank(own)
         raise on_every_rank(kind(text if everywhere else f"On rank {first} of {self.size}: {text}")) from own
 
     def from_chief(self, make: Callable[[], Value]) -> Value:

@@ -23,9 +23,9 @@ OUT = Path(sys.argv[2])
 X, Y = np.ones((12, 4), np.float32), np.arange(12) % 3
 
 
-def compiled() -> keras.Model:
+def compiled(**options: Any) -> keras.Model:
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options)
     return model
 
 
@@ -50,6 +50,7 @@ def bad_inputs(rank: int) -> dict[str, Callable[[], None]]:
         "epochs on rank 1": lambda: fit(epochs=1 + rank),
         "validation on rank 1": lambda: fit(validation_data=(X, Y) if rank else None),
         "another call on rank 1": lambda: fit() if rank else distfit.evaluate(compiled(), X, Y),
+        "steps of a call on rank 1": lambda: distfit.fit(compiled(steps_per_execution=1 + rank), X, Y, verbose=0),
         "callback on rank 1": lambda: fit(callbacks=[print] if rank else None),
     }
 

@@ -25,7 +25,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_g
 
 import distfit
 from distfit.backends.hooks import optimizers_of, seed_generators_of, variables_of
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 from distfit.session import init
 from tests.ranks import show_stacks_when_asked
 
@@ -394,6 +394,87 @@ def variables_of_every_kind(engine: Engine) -> Result:
     return engine.fit(model, X, Y, epochs=1) | {"first": first["weights"], "calls": model.calls.numpy()}
 
 
+class Meddling(keras.callbacks.Callback):
+    """Does something after the first batch of the second epoch: in the middle of an update of two batches."""
+
+    def __init__(self, act: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._act, self._epoch = act, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if (self._epoch, batch) == (1, 0):
+            self._act(self.model)
+
+
+def _accumulating() -> keras.Model:
+    model = dense()
+    model.compile(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), "mse")
+    return model
+
+
+def _raise(model: Any) -> None:
+    raise KeyError("in the middle")
+
+
+def an_update_that_an_exception_interrupts(engine: Engine) -> Result:
+    """What had been accumulated is whole for the training that follows. Ranks would end."""
+    if engine.replicas > 1 and engine.session.size > 1:
+        return {}
+    model = _accumulating()
+    with pytest.raises(KeyError, match="in the middle"):
+        engine.fit(model, X, Y, callbacks=[Meddling(_raise)])
+    return engine.fit(model, X, Y)
+
+
+def iterations_that_a_callback_sets(engine: Engine) -> Result:
+    """Between two batches of an update: replicas would have updated with their own parts. One device does not mind."""
+    model = _accumulating()
+    meddling = Meddling(lambda model: model.optimizer._iterations.assign_add(1))
+    if engine.replicas == 1:
+        engine.fit(model, X, Y, callbacks=[meddling])
+    else:
+        with pytest.raises(RunError, match="to have seen 6 batches at the end of this epoch, received 7"):
+            engine.fit(model, X, Y, callbacks=[meddling])
+    return {}
+
+
+def a_function_as_metric(engine: Engine) -> Result:
+    """One number for a batch, as in Keras' documentation: it counts by rows."""
+    model = dense()
+    model.compile("sgd", "mse", metrics=[lambda y, predicted: keras.ops.mean(keras.ops.abs(y - predicted))])
+    history = keras.callbacks.History()
+    result = engine.fit(model, X, Y, callbacks=[history])
+    (name,) = set(history.history) - {"loss"}
+    return result | {"metric": np.array(history.history[name])}
+
+
+def data_of_each_process(engine: Engine) -> Result:
+    """The last process has none, from which its logarithm is not finite; calls hold more steps than there are."""
+    if engine.keras:
+        return {}
+
+    def own_part(context: distfit.InputContext) -> tf.data.Dataset:
+        rows = 0 if context.rank == context.size - 1 and context.size > 1 else 20
+        return tf.data.Dataset.from_tensor_slices((X[:rows] + 1, Y[:rows])).batch(8)
+
+    def trained(**options: Any) -> tuple[np.ndarray, int]:
+        keras.utils.set_random_seed(1)
+        x = keras.Input((4,))
+        h = keras.layers.BatchNormalization()(keras.layers.Dense(3)(keras.ops.log(x)))
+        model = keras.Model(x, keras.layers.Dense(1)(h))
+        model.compile("sgd", "mse", **options)
+        return engine.fit(model, distfit.local(own_part), batch_size=None)["weights"], int(model.optimizer.iterations)
+
+    (one, updates), (several, as_many) = trained(), trained(steps_per_execution=2)
+    assert np.isfinite(one).all()
+    assert updates == as_many == 6
+    np.testing.assert_allclose(several, one, rtol=1e-9, atol=1e-9)
+    return {}
+
+
 CHECKS: dict[str, Callable[[Engine], Result]] = {
     check.__name__: check
     for check in (
@@ -409,6 +490,10 @@ CHECKS: dict[str, Callable[[Engine], Result]] = {
         streams_of_replicas,
         embeddings,
         variables_of_every_kind,
+        an_update_that_an_exception_interrupts,
+        iterations_that_a_callback_sets,
+        a_function_as_metric,
+        data_of_each_process,
     )
 }
 

@@ -423,6 +423,7 @@ SAID_BY_ALL = {
     "epochs on rank 1": "epochs 1 2 Let all ranks run the same lines",
     "validation on rank 1": "validation_data NoneType tuple",
     "another call on rank 1": "call distfit.evaluate distfit.fit",
+    "steps of a call on rank 1": "steps_per_execution 1 2 Let all ranks build and compile",
     "callback on rank 1": "On rank 1 of 2: Expected callbacks",
 }
 

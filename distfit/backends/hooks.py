@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # Any odd number far from small seeds: the first word of replica r's seed is the generator's own plus r times it.
 _STREAM_STEP = 0x5851F42D
+# What replicas share already: a callback may evaluate the model in the middle of a training, and each replica keeps
+# what it has (its part of accumulated gradients, its copies).
+_shared: set[int] = set()
 # What Keras keeps for each thread and draws on inside a step: a replica may be traced in a thread of its own.
 _OF_A_THREAD = (GLOBAL_SEED_GENERATOR, "dtype_policy")
 
@@ -61,7 +64,8 @@ def seed_generators_of(model: Any) -> list[Any]:
 
 @contextmanager
 def everything_shared(model: Any) -> Iterator[list[Any]]:
-    """Every variable that replicas share, Keras' global random stream among them, which is there for the time.
+    """Every variable that replicas share from now on, Keras' global random stream among them, which is there for the
+    time. Inside another run those that are shared already are left out.
 
     Layers that call `keras.random.normal(...)` without a seed draw from that stream. Keras makes it when it is first
     needed, from Python's random state. Here it is made beforehand, of the same seed, as replicas cannot make one each;
@@ -73,9 +77,12 @@ def everything_shared(model: Any) -> Iterator[list[Any]]:
     if made:
         random.setstate(python_state)
     before = stream.state.numpy()
+    own = [one for one in _once([*variables_of(model), stream.state]) if id(one) not in _shared]
+    _shared.update(map(id, own))
     try:
-        yield _once([*variables_of(model), stream.state])
+        yield own
     finally:
+        _shared.difference_update(map(id, own))
         if made and (stream.state.numpy() == before).all():
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
         elif made:

@@ -116,6 +116,7 @@ REPLACED = (
         asked_by="keras.Layer.add_loss",
     ),
     Hook("keras.metrics.Mean.update_state", "public, but wrapped: a scalar of a step counts by rows"),
+    Hook("keras.metrics.MeanMetricWrapper.update_state", "public, but wrapped: one number for a batch counts by rows"),
     Hook("keras.Metric.result", "public, but wrapped: what a model's own step returns is a metric's result or not"),
     Hook(
         "keras.optimizers.Optimizer.apply",
@@ -133,6 +134,8 @@ REPLACED = (
 
 # Called, read or overridden.
 CALLED = (
+    Hook("keras.metrics.MeanMetricWrapper._fn", "asked whether it answers one number for a batch"),
+    Hook("keras.metrics.MeanMetricWrapper._fn_kwargs", "what that function is called with"),
     Hook("keras.Model._symbolic_build", "makes every variable before replicas share them"),
     Hook("keras.src.backend.compute_output_spec", "calls a model on shapes alone"),
     Hook("keras.Model._flatten_layers", "finds random layers, BatchNormalization and losses of layers"),

@@ -75,7 +75,7 @@ class Feed(EpochIterator):
     @functools.cached_property
     def element_spec(self) -> Any:
         """The tf.TypeSpecs of a batch; reads nothing."""
-        return self._cut(0, 0).element_spec
+        return self._whole.element_spec
 
     @property
     def data_spec(self) -> Any:
@@ -102,7 +102,11 @@ class Feed(EpochIterator):
     def _begin_pass(self) -> Iterator[Batch]:
         number, step = self._next_pass, self._next_step
         self._next_pass, self._next_step = number + 1, 0
-        return iter(self._cut(number, step))
+        return iter(self._cut(number, step) if self.source.numbered else self._whole)
+
+    @functools.cached_property
+    def _whole(self) -> tf.data.Dataset:
+        return self._cut(0, 0)
 
     def _cut(self, number: int, first_step: int) -> tf.data.Dataset:
         source, replicas = self.source, self._topology.replicas_per_process
@@ -132,6 +136,9 @@ class _Pass:
     def __init__(self, feed: Feed, agree_each_step: bool) -> None:
         self._feed = feed
         self._agree = agree_each_step
+        # Void batches of `distfit.local` end with the longest rank: a call of several steps asks for more.
+        self._void_until = (feed._batches_per_pass or 0) if feed.source.uneven else 0
+        self._taken = 0
         self._last: Batch | None = None
         self._batches: Iterator[Batch] | None = None
 
@@ -150,10 +157,11 @@ class _Pass:
             if not others[0]:
                 raise StopIteration
         if batch is None:
-            if not (self._agree or self._feed.source.uneven):
+            if not self._agree and self._taken >= self._void_until:
                 raise StopIteration
             batch = self._feed.void(self._last)
         self._last = batch
+        self._taken += 1
         return batch
 
     def _own_next(self) -> Batch | None:

@@ -106,7 +106,12 @@ class Job:
         return self._compiled(model)
 
     def _compiled(self, model: keras.Model) -> keras.Model:
-        model.compile(self.make_optimizer(), self.loss, metrics=list(self.config.metrics))
+        optimizer = self.make_optimizer()
+        if self.config.dtype == "mixed_float16":
+            # Keras would do so by itself, but not again when a process of another policy loads the file: it then skips
+            # the optimizer's state, with a warning (keras 3.15, trainers/trainer.py, auto_scale_loss).
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer, self.loss, metrics=list(self.config.metrics))
         return model
 
     def _check_fit(self, model: keras.Model, name: str, remedy: str) -> None:

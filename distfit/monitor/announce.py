@@ -6,11 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 import keras
+import tensorflow as tf
 
 from distfit.backends.hooks import seed_generators_of
 from distfit.log import say
 from distfit.monitor.start_block import StartFacts, start_block
-from distfit.training import batch_norm, own_step
+from distfit.training import batch_norm, means, own_step
+from distfit.training.accumulation import batches_per_update, communicates_every_batch
 from distfit.training.own_step import overrides
 from distfit.training.step import Choices, synchronises
 
@@ -66,20 +68,62 @@ def unequal(model: keras.Model, choices: Choices, supports_jit: bool) -> list[st
             "The model's own compute_loss counts as a mean over rows; so does a scalar that it gives "
             "to a keras.metrics.Mean."
         )
-    if choices.reduction_dtype is not None:
-        notes.append(f"Gradients are added in {choices.reduction_dtype}, which rounds them.")
-    notes.extend(
-        f"{name}: a replica's state is added to the others', as is right for sums and counts only."
-        for name in _metrics_of_users(model)
-    )
-    notes.extend(
-        f"{name}: weights that it assigns by itself become their mean over the replicas, weighted by rows, as is "
-        "right for averages only."
-        for name in _layers_of_users_with_state(model)
-    )
-    if model.jit_compile and not supports_jit and synchronises(model, choices):
-        notes.append("jit_compile is off: replicas meet inside the forward pass, for BatchNormalization's moments.")
+    return [*notes, *_of_the_wire(model, choices), *_of_states(model), *_of_xla(model, choices, supports_jit)]
+
+
+def _of_the_wire(model: keras.Model, choices: Choices) -> list[str]:
+    notes = []
+    if _rounds(model, choices):
+        too_large = tf.as_dtype(choices.reduction_dtype).max
+        notes.append(
+            f"Gradients are added in {choices.reduction_dtype}, which rounds them; a sum above {too_large:.3g} is inf."
+        )
+    if communicates_every_batch(model):
+        notes.append("gradient_accumulation_steps: replicas sum gradients after every batch, not once an update.")
+    elif batches_per_update(model) > 1:
+        notes.append(
+            "Gradient accumulation: within an epoch the first replica's optimizer holds its own part of the gradients, "
+            "and so does what a callback saves between two batches (ModelCheckpoint with a save_freq in batches)."
+        )
     return notes
+
+
+def _of_states(model: keras.Model) -> list[str]:
+    """Of what a user's layers and metrics keep from step to step."""
+    return [
+        *(
+            f"{name}: a scalar that it gives to a keras.metrics.Mean of its own counts once a replica, whatever its "
+            "rows."
+            for name in _layers_with_means(model)
+        ),
+        *(
+            f"{name}: a replica's state is added to the others', as is right for sums and counts only."
+            for name in _metrics_of_users(model)
+        ),
+        *(
+            f"{name}: weights that it assigns by itself become their mean over the replicas, weighted by rows, as is "
+            "right for averages only."
+            for name in _layers_of_users_with_state(model)
+        ),
+    ]
+
+
+def _of_xla(model: keras.Model, choices: Choices, supports_jit: bool) -> list[str]:
+    if not model.jit_compile or supports_jit:
+        return []
+    if overrides(model, "train_step"):
+        return ["jit_compile is off: replicas meet inside the model's own train_step."]
+    if synchronises(model, choices):
+        return ["jit_compile is off: replicas meet inside the forward pass, for BatchNormalization's moments."]
+    return []
+
+
+def _rounds(model: keras.Model, choices: Choices) -> bool:
+    """Whether gradients lose digits on the wire."""
+    if choices.reduction_dtype is None:
+        return False
+    sent = tf.as_dtype(choices.reduction_dtype).size
+    return any(tf.as_dtype(weight.dtype).size > sent for weight in model.trainable_weights)
 
 
 def _normalises_by_replica(model: keras.Model, choices: Choices) -> bool:
@@ -96,6 +140,12 @@ def _layers_of_users_with_state(model: keras.Model) -> list[str]:
         if any(not variable.trainable and "float" in variable.dtype for variable in layer._non_trainable_variables)
     ]
     return sorted({type(layer).__name__ for layer in holders if not type(layer).__module__.startswith("keras.")})
+
+
+def _layers_with_means(model: keras.Model) -> list[str]:
+    """Classes of layers with a metric that may be given scalars while they are called."""
+    layers = model._flatten_layers(include_self=False)
+    return sorted({type(layer).__name__ for layer in layers if any(map(means.counts_scalars, layer._metrics))})
 
 
 def _metrics_of_users(model: keras.Model) -> list[str]:

@@ -6,21 +6,24 @@ up what they have. So between two updates a replica's accumulators are a *part*:
 what one device would hold.
 
     accumulation = Accumulation(model, backend, wire)
-    accumulation.begin()                       # parts, from what the model was given with
-    accumulation.updates()                     # whether the next batch ends an update; counts it
-    accumulation.gather()                      # every replica holds the whole: to save, to show, to end
+    with accumulation.in_parts():              # around the batches of an epoch, also those that an exception ends
+        accumulation.updates()                 # whether the next batch ends an update; counts it
 
 Outside of an epoch's batches accumulators are whole, so that a saved model is Keras' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
+from distfit.backends.hooks import optimizers_of
+from distfit.errors import RunError, on_every_rank
+from distfit.training.own_step import overrides
 from distfit.training.reduction import sum_in_buckets
 
 if TYPE_CHECKING:
@@ -37,6 +40,23 @@ def batches_per_update(model: Any) -> int:
     return getattr(getattr(model, "optimizer", None), "gradient_accumulation_steps", None) or 1
 
 
+def communicates_every_batch(model: Any) -> bool:
+    """Whether a model accumulates gradients of which replicas nevertheless send every batch's.
+
+    >>> def communicates(optimizer):
+    ...     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    ...     model.compile(optimizer, "mse")
+    ...     return communicates_every_batch(model)
+    >>> own = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    >>> communicates(own), communicates(keras.optimizers.LossScaleOptimizer(own))
+    (False, True)
+    """
+    optimizers = optimizers_of(model)
+    if not any(optimizer.gradient_accumulation_steps for optimizer in optimizers):
+        return False
+    return overrides(model, "train_step") or batches_per_update(model) == 1
+
+
 class Accumulation:
     """The accumulators of one model's optimizer on one engine.
 
@@ -48,6 +68,7 @@ class Accumulation:
     """
 
     def __init__(self, model: Any, backend: Backend, wire: Wire, active: bool) -> None:
+        self._model = model
         self._optimizer: Any = getattr(model, "optimizer", None)
         self._backend = backend
         self._wire = wire
@@ -55,21 +76,35 @@ class Accumulation:
         self._seen = 0
         self._functions: dict[str, Callable[[], Any]] = {}
 
-    def begin(self) -> None:
-        """Take up where the optimizer stands; the first replica holds what there is. Collective."""
-        if self._every > 1:
-            (counted, *_) = self._backend.replica_values(self._optimizer._iterations)
-            self._seen = int(counted)
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """Around the batches of an epoch: the first replica holds what there was, and in the end every replica holds
+        the sum of all parts. Collective.
+
+        Raises:
+            RunError: a callback has set the optimizer's iterations meanwhile.
+        """
+        if self._every == 1:
+            yield
+            return
+        self._seen = self._counted()
+        if self._in_the_middle():
             self._on_all_replicas("part", self._part)
+        try:
+            yield
+        except BaseException:
+            # Ctrl-C, or a callback: whoever goes on with the model has all of it. Other processes may not arrive.
+            if self._backend.topology.size == 1:
+                self._on_all_replicas("gather", self._whole)
+            raise
+        self._check_count()
+        if self._in_the_middle():
+            self._on_all_replicas("gather", self._whole)
 
     def updates(self) -> bool:
         """Whether the next batch ends an update; counts it."""
         self._seen += 1
         return self._seen % self._every == 0
-
-    def gather(self) -> None:
-        """Every replica holds the sum of all parts. Collective."""
-        self._on_all_replicas("gather", self._whole)
 
     def taken(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Inside a step that updates: gradients with what was accumulated, of which nothing is left behind."""
@@ -88,12 +123,30 @@ class Accumulation:
         accumulator.assign(tf.zeros_like(held))
         return held
 
+    def _in_the_middle(self) -> bool:
+        return self._seen % self._every != 0
+
     def _on_all_replicas(self, name: str, function: Callable[[], None]) -> None:
-        """Nothing to do where an update has just ended."""
-        if self._seen % self._every:
-            if name not in self._functions:
-                self._functions[name] = self._traced(name, function)
-            self._functions[name]()
+        if name not in self._functions:
+            self._functions[name] = self._traced(name, function)
+        self._functions[name]()
+
+    def _counted(self) -> int:
+        (counted, *_) = self._backend.replica_values(self._optimizer._iterations)
+        return int(counted)
+
+    def _check_count(self) -> None:
+        counted = self._counted()
+        # A model of which nothing is trained counts nothing.
+        if self._model.trainable_weights and counted != self._seen:
+            raise on_every_rank(
+                RunError(
+                    f"Expected an optimizer with gradient_accumulation_steps={self._every} to have seen {self._seen} "
+                    f"batches at the end of this epoch, received {counted}: something has set its iterations between "
+                    "two batches, so that replicas updated with their own parts of gradients. Set them between "
+                    "epochs, or train with one replica."
+                )
+            )
 
     def _traced(self, name: str, function: Callable[[], None]) -> Callable[[], Any]:
         def on_replica() -> tf.Tensor:

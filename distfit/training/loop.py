@@ -128,16 +128,15 @@ class Loop:
         model = self._model
         model.reset_metrics()
         callbacks.on_epoch_begin(epoch)
-        self._step.accumulation.begin()
-        logs = self._batches(
-            train,
-            self._step.next_training,
-            callbacks.on_train_batch_begin,
-            callbacks.on_train_batch_end,
-            "stop_training",
-            f"epoch {epoch + 1}",
-        )
-        self._step.accumulation.gather()
+        with self._step.accumulation.in_parts():
+            logs = self._batches(
+                train,
+                self._step.next_training,
+                callbacks.on_train_batch_begin,
+                callbacks.on_train_batch_end,
+                "stop_training",
+                f"epoch {epoch + 1}",
+            )
         epoch_logs = dict(self._results("train_step", logs))
         if validation is not None and model._should_eval(epoch, validation.freq):
             results = self._evaluate(validation.feed, callbacks, f"epoch {epoch + 1}, validation")

@@ -31,6 +31,21 @@ def counted_by_rows(model: Any, row_share: Any) -> Iterator[None]:
 
 
 @contextmanager
+def functions_by_rows(model: Any, row_share: Any) -> Iterator[None]:
+    """Inside, a compiled metric that is a function answering one number for a batch counts it by rows.
+
+    Args:
+        row_share: as of `counted_by_rows`.
+    """
+    compiled = model._compile_metrics
+    with ExitStack() as stack:
+        for metric in [] if compiled is None else compiled.metrics:
+            if type(metric) is keras.metrics.MeanMetricWrapper:
+                stack.enter_context(replaced(metric, "update_state", _function_by_rows(metric, row_share)))
+        yield
+
+
+@contextmanager
 def installed(model: Any, share: Callable[[Any], Any]) -> Iterator[None]:
     """As `counted_by_rows`, for as long as steps are traced.
 
@@ -60,7 +75,24 @@ def kept(variables: Sequence[Any], rows: Any) -> Iterator[None]:
 
 
 def _means_of(model: Any) -> list[Any]:
-    return [metric for metric in model.metrics if type(metric) is keras.metrics.Mean]
+    return [metric for metric in model.metrics if counts_scalars(metric)]
+
+
+def counts_scalars(metric: Any) -> bool:
+    """Whether it is Keras' own mean, which takes scalars as well as rows."""
+    return type(metric) is keras.metrics.Mean
+
+
+def _function_by_rows(metric: Any, row_share: Any) -> Callable[..., Any]:
+    update = metric.update_state
+
+    def updating(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        value = metric._fn(y_true, y_pred, **metric._fn_kwargs)
+        if sample_weight is not None or keras.ops.ndim(value):
+            return update(y_true, y_pred, sample_weight)
+        return keras.metrics.Mean.update_state(metric, value, sample_weight=tf.cast(row_share, metric.dtype))
+
+    return updating
 
 
 def _by_rows(metric: Any, share: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -103,3 +103,10 @@ def sum_in_buckets(
         for index, part in zip(bucket, parts, strict=True):
             totals[index] = tf.cast(tf.reshape(part, slots[index].shape), fixed[index].dtype)
     return totals
+
+
+def counted(value: Any, weight: Any) -> Any:
+    """A tensor, or the rows of a sparse gradient, times a weight; where that is 0, not even NaN is left."""
+    if isinstance(value, tf.IndexedSlices):
+        return tf.IndexedSlices(counted(value.values, weight), value.indices, value.dense_shape)
+    return tf.math.multiply_no_nan(value, tf.cast(weight, value.dtype))

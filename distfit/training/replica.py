@@ -62,7 +62,7 @@ class Replica:
         """Gradients of these weights over all replicas, None where there is none; they may be derived once more."""
         there = [index for index, gradient in enumerate(gradients) if gradient is not None]
         # A replica without rows counts for nothing, not even where its gradient is not finite.
-        own = [_counted(gradients[index], self._has_rows) for index in there]
+        own = [reduction.counted(gradients[index], self._has_rows) for index in there]
         shapes = [weights[index].shape for index in there]
         wire: Any = _Differentiable(self._wire)
         totals = reduction.summed(wire, own, shapes, self._reduction_dtype)
@@ -141,7 +141,7 @@ class Replica:
             )
 
     def _mean(self, values: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
-        parts = [_counted(tf.convert_to_tensor(value), self.row_share) for value in values]
+        parts = [reduction.counted(tf.convert_to_tensor(value), self.row_share) for value in values]
         totals = reduction.sum_in_buckets(self._wire, parts, shapes)
         self.origins.same(totals)
         return totals
@@ -163,13 +163,6 @@ class _Differentiable:
         return self._wire.gather(tensors, name)
 
 
-def _counted(value: Any, weight: Any) -> Any:
-    """A tensor, or the rows of a sparse gradient, times a weight; where that is 0, not even NaN is left."""
-    if isinstance(value, tf.IndexedSlices):
-        return tf.IndexedSlices(_counted(value.values, weight), value.indices, value.dense_shape)
-    return tf.math.multiply_no_nan(value, tf.cast(weight, value.dtype))
-
-
 def _flattened(logs: dict) -> Iterator[tuple[str, Any]]:
     """Names and values, those of `compile_metrics` included, as Keras flattens them."""
     for name, value in logs.items():
@@ -185,5 +178,5 @@ def is_scalar(value: Any) -> bool:
 
 
 def _is_mean(loss: Any) -> bool:
-    """Whether a loss is one number, and not one for each row."""
-    return loss.shape.num_elements() == 1
+    """Whether a loss is one number, and not one for each row: of which an eager replica may have one."""
+    return loss.shape.rank == 0 or (not tf.executing_eagerly() and loss.shape.num_elements() == 1)

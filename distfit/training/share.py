@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from distfit.errors import InputError
 from distfit.training import batch_norm, means, moving, terms
-from distfit.training.reduction import summed
+from distfit.training.reduction import counted, summed
 
 if TYPE_CHECKING:
     from distfit.training.wire import Wire
@@ -81,6 +80,12 @@ class WholeWeights:
 
     def own_loss(self, loss: Any) -> Any:
         return loss
+
+    def counted(self, gradients: Sequence[Any]) -> list[Any]:
+        return list(gradients)
+
+    def functions(self, model: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
         return loss, tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
@@ -219,20 +224,23 @@ class PartWeights:
             given = [*additional.of_rows, *additional.of_weights]
             with _losses_given(model, given), means.counted_by_rows(model, self.row_share):
                 return self._by_rows(compute_loss())
-        given = [*map(self._by_rows, additional.of_rows), *additional.of_weights]
+        # Losses of weights are the same on every replica, and the shares add up to one.
+        given = [self._by_rows(loss) for loss in (*additional.of_rows, *additional.of_weights)]
         with _losses_given(model, given):
-            loss = terms.weigh(compute_loss, [share * self._replicas for share in self._term_shares])
-        if loss.shape.rank and given:
-            raise InputError(
-                "Expected a loss with a reduction beside regularisation or losses of layers, received one without "
-                "(reduction=None): Keras would add the others once a row, which several replicas cannot tell. Set the "
-                'loss\'s reduction to "sum" or "sum_over_batch_size", or train with one replica.'
-            )
-        return loss
+            return terms.weigh(compute_loss, [share * self._replicas for share in self._term_shares])
 
     def own_loss(self, loss: Any) -> Any:
         """This replica's addend of the global loss: where its backward pass starts."""
         return loss / tf.cast(self._replicas, loss.dtype)
+
+    def counted(self, gradients: Sequence[Any]) -> list[Any]:
+        """This replica's gradients; nothing, where it has no rows, not even where what it computed is not finite."""
+        has_rows = tf.cast(self.row_share > 0, tf.float64)
+        return [None if gradient is None else counted(gradient, has_rows) for gradient in gradients]
+
+    def functions(self, model: Any) -> AbstractContextManager[None]:
+        """Around the compiled metrics: those that answer one number for a batch count it by rows."""
+        return means.functions_by_rows(model, self.row_share)
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
         """What the loss tracker is given: a value, and how much it counts."""
@@ -242,7 +250,7 @@ class PartWeights:
         return self.own_loss(loss), self._all_rows * self.row_share
 
     def _by_rows(self, loss: Any) -> Any:
-        return loss * tf.cast(self.row_share * self._replicas, loss.dtype)
+        return tf.math.multiply_no_nan(loss, tf.cast(self.row_share * self._replicas, loss.dtype))
 
 
 def _times(weight: Any, moved: Sequence[Any]) -> list[Any]:

@@ -103,7 +103,7 @@ class Step:
         with self._recorded("test"), self._counting(rows):
             batch = unpack_x_y_sample_weight(data)
             weights, y_pred = self._test(batch, rows, flags)
-            return self._metrics(batch, y_pred), weights.agreed
+            return self._metrics(batch, y_pred, weights), weights.agreed
 
     def predict(self, rows: Any, flags: Any, data: Any) -> tuple[Any, Any]:
         """The outputs for this replica's rows, none for a replica without; and its own flags."""
@@ -136,7 +136,7 @@ class Step:
             gradients_of = self._compiled_gradients if self._in_parts else self._gradients
             weights, y_pred, gradients = gradients_of(batch, rows, flags)
             self._update(gradients, ends_update=name == "train")
-            return self._metrics(batch, y_pred), weights.agreed
+            return self._metrics(batch, y_pred, weights), weights.agreed
 
     def _gradients(self, batch: tuple, rows: Any, flags: Any) -> tuple[Any, Any, list[Any]]:
         """This replica's weights in the batch, its outputs and its addends of the gradients."""
@@ -144,7 +144,7 @@ class Step:
             seen = self._see(batch, training=True)
             weights = self._share.measure(seen.normalisers, seen.moved, rows, flags)
             own_loss = self._own_loss(batch, seen, weights)
-        gradients = tape.gradient(own_loss, self._model.trainable_weights)
+        gradients = weights.counted(tape.gradient(own_loss, self._model.trainable_weights))
         _assign(seen.moved, weights.means)
         return weights, seen.y_pred, gradients
 
@@ -158,7 +158,7 @@ class Step:
                 seen = self._see(batch, training=True)
                 own_loss = self._own_loss(batch, seen, weights)
             moved.extend(seen.moved)
-            return seen.y_pred, tape.gradient(own_loss, self._model.trainable_weights)
+            return seen.y_pred, weights.counted(tape.gradient(own_loss, self._model.trainable_weights))
 
         y_pred, gradients = programs.compiled(forward_and_backward)
         _assign(moved, self._share.averaged(moved, weights))
@@ -215,9 +215,10 @@ class Step:
         model._loss_tracker.update_state(value, sample_weight=counts)
         return loss
 
-    def _metrics(self, batch: tuple, y_pred: Any) -> dict:
+    def _metrics(self, batch: tuple, y_pred: Any, weights: Any) -> dict:
         x, y, sample_weight = batch
-        return self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        with weights.functions(self._model):
+            return self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _update(self, gradients: list[Any], ends_update: bool) -> None:
         """Sum gradients where an update ends, then let the optimizer update, or accumulate."""

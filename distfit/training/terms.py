@@ -48,7 +48,8 @@ class _Term:
             _current.collect.append(normaliser(self._loss, y_true, y_pred, sample_weight))
         value = self._loss(y_true, y_pred, sample_weight)
         if _current.factors is not None:
-            value = value * tf.cast(next(_current.factors), value.dtype)
+            # A replica without rows has factor 0, and may have computed what is not finite.
+            value = tf.math.multiply_no_nan(value, tf.cast(next(_current.factors), value.dtype))
         return value
 
 

@@ -51,6 +51,14 @@ class Transfer:
         """
         return self.elements * tf.as_dtype(self.dtype).size
 
+    def __str__(self) -> str:
+        """For messages.
+
+        >>> str(Transfer("train.small", "float64", 8))
+        'train.small (8 x float64)'
+        """
+        return f"{self.name} ({self.elements} x {self.dtype})"
+
 
 class _Current(threading.local):
     """The step that this thread traces: replicas of one process are traced in threads."""
