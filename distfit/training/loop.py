@@ -211,8 +211,10 @@ class Loop:
                 return [one(wish, batch) for one, batch in zip(each, batches, strict=True)]
 
             # A step alone is a traced function already; each is traced once, however many calls hold it.
-            together = len(steps) > 1 and not self._model.run_eagerly
-            self._functions[key] = tf.function(in_turn, autograph=False) if together else in_turn
+            if len(steps) > 1 and not self._model.run_eagerly:
+                signature = [tf.TensorSpec([], tf.float64), (feed.element_spec,) * len(steps)]
+                in_turn = tf.function(in_turn, input_signature=signature, autograph=False)
+            self._functions[key] = in_turn
         return self._functions[key]
 
     def _one(self, step: OneStep, feed: Feed) -> Callable[[Any, Batch], OfReplicas]:
