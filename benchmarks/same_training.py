@@ -238,11 +238,14 @@ def pair(figures: Sequence[Figure]) -> str:
 
 
 def shortened(text: str, longest: int = 100) -> str:
-    """One line of an error that fits into a cell.
+    """One line of an error that fits into a cell; where on this machine it was raised is left out.
 
     >>> shortened("ValueError: a|b")
     'ValueError: a\\\\|b'
+    >>> shortened("ValueError: of w (defined @ /somewhere/layer.py:3) no more")
+    'ValueError: of w no more'
     """
+    text = re.sub(r" \(defined @ [^)]*\)?", "", text)
     line = re.sub(r"([|*_<`])", r"\\\1", text if len(text) <= longest else text[: longest - 3] + "...")
     return line.replace("{{", "{ {")
 
