@@ -79,6 +79,17 @@ class EvaluatesItself(keras.callbacks.Callback):
         self.seen.append(distfit.evaluate(self.model, X, LABEL, verbose=0, **self._engine.options))
 
 
+class HearsBatches(keras.callbacks.Callback):
+    """What a callback is told after each batch, in the order of the names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: list[list[float]] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.logs.append([float(value) for _, value in sorted(logs.items())])
+
+
 def fit(engine: Engine, model: Any, *data: Any, **arguments: Any) -> Result:
     """The weights, optimizer states and logs after two epochs."""
     arguments = {"batch_size": 32, "epochs": 2, "verbose": 0, "shuffle": False} | arguments
@@ -388,7 +399,9 @@ def _lower_level(engine: Engine, loss: Any, sample_weight: Any = None) -> Result
     h = layers.ActivityRegularization(l2=0.01)(h)
     model = LowerLevel(x, layers.Dense(2)(h), loss=loss)
     model.compile(optimizers.Adam(0.01))
-    return fit(engine, model, X, TARGET, sample_weight=sample_weight)
+    heard = HearsBatches()
+    result = fit(engine, model, X, TARGET, sample_weight=sample_weight, callbacks=[heard])
+    return result | {"batches": np.array(heard.logs)}
 
 
 def a_loss_object_and_raw_logs(engine: Engine) -> Result:
@@ -503,6 +516,39 @@ def half_precision(engine: Engine) -> Result:
     return {"scale": np.array(optimizer.dynamic_scale), "half": weights, "updates": np.array(optimizer.iterations)}
 
 
+class Answering(keras.Model):
+    """Gives its metrics one number for a batch, by itself and weighted by the rows that it counts."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.once, self.by_size = keras.metrics.Mean(name="once"), keras.metrics.Mean(name="by_size")
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        error = ops.mean(ops.abs(y - y_pred))
+        self.once.update_state(error)
+        self.by_size.update_state(error, sample_weight=tf.shape(x)[0])
+        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+class AnsweringStep(Answering):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def one_number_for_a_batch(engine: Engine) -> Result:
+    """In Keras' step and in the model's own; a compiled metric that is a function answers one as well."""
+    results = {}
+    for kind in (Answering, AnsweringStep):
+        model = _compiled(functional(kind), _sgd(), "mse", metrics=[_mean_error])
+        found = fit(engine, model, X, LABEL[:, None] * np.ones(CLASSES))
+        results |= {f"{kind.__name__}/{name}": value for name, value in found.items()}
+    return results
+
+
+def _mean_error(y: Any, y_pred: Any) -> Any:
+    return ops.mean(ops.square(y - y_pred))
+
+
 def run_eagerly(engine: Engine) -> Result:
     """Without a graph nothing tells what is the same on all replicas, so all of it is averaged."""
     keras.utils.set_random_seed(1)
@@ -528,6 +574,7 @@ CASES: dict[str, Callable[[Engine], Result]] = {
         synchronised_moments,
         an_embedding,
         half_precision,
+        one_number_for_a_batch,
         run_eagerly,
     )
 }

@@ -350,7 +350,7 @@ def test_the_design_page_lists_every_module_and_no_other():
 
 INSIDE = r"(keras\.src|tensorflow\.python|tf\.__internal__)[\w.]*"
 # What puts something of ours in a method's place; its second argument is the method.
-REPLACING = {"replaced", "_patched"}
+REPLACING = {"replaced"}
 # Python's own.
 NOT_HOOKS = {"_current_frames", "_exit", "_replace"}
 

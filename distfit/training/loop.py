@@ -35,6 +35,8 @@ LOG_POINTS_PER_EPOCH = 20
 LOG_EVERY_STEPS_OF_UNKNOWN = 10
 
 
+# What a callback sets on the model to end a pass of each of its steps.
+_STOPS = {"train_step": "stop_training", "test_step": "stop_evaluating"}
 # A step of training/step.py, and what all local replicas got from it: (logs or outputs, flags) each.
 OneStep: TypeAlias = Callable[..., tuple[Any, Any]]
 OfReplicas: TypeAlias = list[tuple[Any, Any]]
@@ -131,10 +133,10 @@ class Loop:
         with self._step.accumulation.in_parts():
             logs = self._batches(
                 train,
+                "train_step",
                 self._step.next_training,
                 callbacks.on_train_batch_begin,
                 callbacks.on_train_batch_end,
-                "stop_training",
                 f"epoch {epoch + 1}",
             )
         epoch_logs = dict(self._results("train_step", logs))
@@ -152,10 +154,10 @@ class Loop:
         model.reset_metrics()
         logs = self._batches(
             feed,
+            "test_step",
             lambda: self._step.test,
             callbacks.on_test_batch_begin,
             callbacks.on_test_batch_end,
-            "stop_evaluating",
             where,
         )
         results = pythonify_logs(self._results("test_step", logs))
@@ -165,13 +167,18 @@ class Loop:
     def _batches(
         self,
         feed: Feed,
+        method: str,
         next_step: Callable[[], OneStep],
         on_begin: Callable[[int], None],
         on_end: Callable[[int, Any], None],
-        stop: str,
         where: str,
     ) -> dict:
-        """One pass of steps; the logs of the last one, as the first replica saw them."""
+        """One pass of steps; the logs of the last one, as the first replica saw them.
+
+        Args:
+            method: of the model, "train_step" or "test_step".
+        """
+        stop = _STOPS[method]
         agreement = _Agreement(self._session.topology.size)
         logs: dict = {}
         shown: dict = {}
@@ -184,7 +191,7 @@ class Loop:
                 with self._session.watch.waiting(self._session.watch.position):
                     results = self._run(feed, taken, next_step, wish=getattr(self._model, stop))
                     logs = results[-1][0][0]
-                    shown = self._batch_logs(logs, shown, first, last, feed)
+                    shown = self._batch_logs(method, logs, shown, first, last, feed)
                 on_end(last, shown)
                 flags = [of_replicas[0][1] for of_replicas in results]
                 if agreement.says_stop(flags, getattr(self._model, stop), first):
@@ -266,13 +273,18 @@ class Loop:
                     )
                 )
 
-    def _batch_logs(self, logs: dict, shown: dict, first: int, last: int, feed: Feed) -> dict:
+    def _batch_logs(self, method: str, logs: dict, shown: dict, first: int, last: int, feed: Feed) -> dict:
         if self._session.topology.num_replicas == 1:
             return logs
         steps = feed.num_batches
         every = max(1, steps // LOG_POINTS_PER_EPOCH) if steps else LOG_EVERY_STEPS_OF_UNKNOWN
+        if -first % every > last - first:
+            return shown
         # Python's numbers: Keras would ask a tensor for its value on every batch, for each callback that reads it.
-        return pythonify_logs(global_results(self._model, self._backend)) if -first % every <= last - first else shown
+        return pythonify_logs(self._global_logs(method, logs))
+
+    def _global_logs(self, method: str, logs: dict) -> dict:
+        return self._step.results(method, logs, global_results(self._model, self._backend))
 
     def _results(self, method: str, logs: dict) -> dict:
         """What callbacks see at the end of a pass.
@@ -285,7 +297,7 @@ class Loop:
             # A model's own train_step may log what is no metric of the model: Keras shows that instead.
             return self._model._get_metrics_result_or_logs(logs)
         with self._session.watch.waiting("the sum of metrics"):
-            return self._step.results(method, logs, global_results(self._model, self._backend))
+            return self._global_logs(method, logs)
 
     def _leave_global(self) -> None:
         if self._session.topology.num_replicas > 1:

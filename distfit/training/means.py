@@ -9,55 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from distfit.backends.hooks import replaced
 
+# Given a metric's sample_weight (None without), what to multiply it with here; None where it counts as it is.
+Share: TypeAlias = Callable[[Any], Any]
+
 
 @contextmanager
 def counted_by_rows(model: Any, row_share: Any) -> Iterator[None]:
-    """Inside, a `keras.metrics.Mean` of the model that is given a scalar counts it by rows.
+    """Inside, a scalar counts by rows: that a `keras.metrics.Mean` of the model is given, or that a compiled metric
+    answers which is a function.
 
     Args:
         row_share: this replica's rows over all rows of the step; 0 where it has none.
     """
     with ExitStack() as stack:
-        for metric in _means_of(model):
-            stack.enter_context(replaced(metric, "update_state", _by_rows(metric, lambda sample_weight: row_share)))
+        for metric, update in _updates(model, lambda weight: None if _depends_on_rows(weight) else row_share):
+            stack.enter_context(replaced(metric, "update_state", update))
         yield
 
 
 @contextmanager
-def functions_by_rows(model: Any, row_share: Any) -> Iterator[None]:
-    """Inside, a compiled metric that is a function answering one number for a batch counts it by rows.
-
-    Args:
-        row_share: as of `counted_by_rows`.
-    """
-    compiled = model._compile_metrics
+def installed(model: Any, share: Share) -> Iterator[None]:
+    """As `counted_by_rows`, for as long as steps are traced."""
     with ExitStack() as stack:
-        for metric in [] if compiled is None else compiled.metrics:
-            if type(metric) is keras.metrics.MeanMetricWrapper:
-                stack.enter_context(replaced(metric, "update_state", _function_by_rows(metric, row_share)))
-        yield
-
-
-@contextmanager
-def installed(model: Any, share: Callable[[Any], Any]) -> Iterator[None]:
-    """As `counted_by_rows`, for as long as steps are traced.
-
-    Args:
-        share: given the metric's sample_weight (None without), what to multiply it with on the replica that asks; None
-            where it counts as it is.
-    """
-    with ExitStack() as stack:
-        for metric in _means_of(model):
+        for metric, update in _updates(model, share):
             # Inside another run of the same model (an evaluation by a callback) it counts by rows already.
             if "update_state" not in vars(metric):
-                stack.enter_context(replaced(metric, "update_state", _by_rows(metric, share)))
+                stack.enter_context(replaced(metric, "update_state", update))
         yield
 
 
@@ -74,28 +58,22 @@ def kept(variables: Sequence[Any], rows: Any) -> Iterator[None]:
         variable.assign(tf.where(rows > 0, variable.value, old))
 
 
-def _means_of(model: Any) -> list[Any]:
-    return [metric for metric in model.metrics if counts_scalars(metric)]
-
-
 def counts_scalars(metric: Any) -> bool:
     """Whether it is Keras' own mean, which takes scalars as well as rows."""
     return type(metric) is keras.metrics.Mean
 
 
-def _function_by_rows(metric: Any, row_share: Any) -> Callable[..., Any]:
-    update = metric.update_state
-
-    def updating(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        value = metric._fn(y_true, y_pred, **metric._fn_kwargs)
-        if sample_weight is not None or keras.ops.ndim(value):
-            return update(y_true, y_pred, sample_weight)
-        return keras.metrics.Mean.update_state(metric, value, sample_weight=tf.cast(row_share, metric.dtype))
-
-    return updating
+def _updates(model: Any, share: Share) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """Every metric that may meet a scalar, with its `update_state` for one replica of several."""
+    for metric in model.metrics:
+        if counts_scalars(metric):
+            yield metric, _by_rows(metric, share)
+    for metric in [] if model._compile_metrics is None else model._compile_metrics.metrics:
+        if type(metric) is keras.metrics.MeanMetricWrapper:
+            yield metric, _function_by_rows(metric, share)
 
 
-def _by_rows(metric: Any, share: Callable[[Any], Any]) -> Callable[..., Any]:
+def _by_rows(metric: Any, share: Share) -> Callable[..., Any]:
     update = metric.update_state
 
     def updating(values: Any, sample_weight: Any = None) -> Any:
@@ -106,3 +84,20 @@ def _by_rows(metric: Any, share: Callable[[Any], Any]) -> Callable[..., Any]:
         return update(values, sample_weight=sample_weight)
 
     return updating
+
+
+def _function_by_rows(metric: Any, share: Share) -> Callable[..., Any]:
+    update = metric.update_state
+
+    def updating(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        value, own = metric._fn(y_true, y_pred, **metric._fn_kwargs), share(None)
+        if own is None or sample_weight is not None or keras.ops.ndim(value):
+            return update(y_true, y_pred, sample_weight)
+        return keras.metrics.Mean.update_state(metric, value, sample_weight=tf.cast(own, metric.dtype))
+
+    return updating
+
+
+def _depends_on_rows(weight: Any) -> bool:
+    """Whether a weight adds up over replicas by itself, such as `tf.shape(x)[0]`; a constant does not."""
+    return tf.is_tensor(weight) and (tf.executing_eagerly() or tf.get_static_value(weight) is None)

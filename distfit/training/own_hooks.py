@@ -66,20 +66,29 @@ class _Current(threading.local):
 _current = _Current()
 
 
+class _Users:
+    """How many runs of this process need the hooks on classes: one inside another, or in threads of their own."""
+
+    lock = threading.Lock()
+    count = 0
+
+
 @contextmanager
 def _class_hooks() -> Iterator[None]:
     """`tape.gradient` and the call of a loss. Tapes are made inside the step, and Python looks `__call__` up on the
     class, so no instance can be hooked. Both ask for the replica of their thread, and are as ever where there is
     none."""
-    if tf.GradientTape.gradient is not _gradient:
-        with (
-            _patched(tf.GradientTape, "gradient", _gradient),
-            _patched(keras.losses.Loss, "__call__", _loss),
-        ):
-            yield
-    else:
-        # Inside another run (an evaluation by a callback).
+    with _Users.lock:
+        _Users.count += 1
+        if _Users.count == 1:
+            tf.GradientTape.gradient, keras.losses.Loss.__call__ = _gradient, _loss
+    try:
         yield
+    finally:
+        with _Users.lock:
+            _Users.count -= 1
+            if _Users.count == 0:
+                tf.GradientTape.gradient, keras.losses.Loss.__call__ = _tape_gradient, _keras_loss
 
 
 _keras_loss = keras.losses.Loss.__call__
@@ -165,13 +174,3 @@ def _changeable(model: Any, alike: Collection[Any]) -> list[Any]:
     states = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
     found = {id(weight): weight for weight in [*model.weights, *states] if id(weight) not in left_out}
     return list(found.values())
-
-
-@contextmanager
-def _patched(owner: type, name: str, own: Any) -> Iterator[None]:
-    before = vars(owner)[name]
-    setattr(owner, name, own)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
 Update = Callable[[], Any]
 
 
-@dataclass
-class Additional:
-    """Losses of a model beside the compiled ones: those computed from rows, and those of weights alone."""
-
-    of_rows: list[Any] = field(default_factory=list)
-    of_weights: list[Any] = field(default_factory=list)
-
-
 class Whole:
     """The share of a replica that is alone: everything, as it is."""
 
@@ -45,8 +36,8 @@ class Whole:
     def forward(self) -> AbstractContextManager[list[Any]]:
         return nullcontext([])
 
-    def additional_losses(self, model: Any) -> Additional:
-        return Additional()
+    def additional_losses(self, model: Any) -> list[Any]:
+        return []
 
     def normalisers(self, model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
         return []
@@ -75,7 +66,7 @@ class WholeWeights:
     def __init__(self, flags: Any) -> None:
         self.agreed = flags
 
-    def loss(self, model: Any, compute_loss: Update, additional: Additional) -> Any:
+    def loss(self, model: Any, compute_loss: Update, additional: Sequence[Any]) -> Any:
         return compute_loss()
 
     def own_loss(self, loss: Any) -> Any:
@@ -84,7 +75,7 @@ class WholeWeights:
     def counted(self, gradients: Sequence[Any]) -> list[Any]:
         return list(gradients)
 
-    def functions(self, model: Any) -> AbstractContextManager[None]:
+    def scalars(self, model: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
@@ -132,12 +123,11 @@ class Part:
         """Around a forward pass; which weights it moved is known on the way out."""
         return moving.noted()
 
-    def additional_losses(self, model: Any) -> Additional:
-        """Taken right after the forward pass: a layer keeps only its last call's, and at the next collective
-        another replica's forward pass is traced."""
+    def additional_losses(self, model: Any) -> list[Any]:
+        """Losses beside the compiled ones: of layers and of weights. Taken right after the forward pass, as a layer
+        keeps only its last call's."""
         layers = [model, *model._flatten_layers(include_self=False)]
-        of_rows = [loss for layer in layers for loss in layer._get_own_losses()]
-        return Additional(of_rows, list(model._get_regularization_losses()))
+        return [*(loss for layer in layers for loss in layer._get_own_losses()), *model._get_regularization_losses()]
 
     def normalisers(self, model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[Any]:
         """What each compiled loss divides by on this replica; terms.NO_NORMALISER for a sum."""
@@ -218,15 +208,13 @@ class PartWeights:
         self.agreed = agreed
         self.means = means
 
-    def loss(self, model: Any, compute_loss: Update, additional: Additional) -> Any:
+    def loss(self, model: Any, compute_loss: Update, additional: Sequence[Any]) -> Any:
         """The loss in Keras' view."""
         if self._term_shares is None:
-            given = [*additional.of_rows, *additional.of_weights]
-            with _losses_given(model, given), means.counted_by_rows(model, self.row_share):
+            with _losses_given(model, list(additional)), self.scalars(model):
                 return self._by_rows(compute_loss())
         # Losses of weights are the same on every replica, and the shares add up to one.
-        given = [self._by_rows(loss) for loss in (*additional.of_rows, *additional.of_weights)]
-        with _losses_given(model, given):
+        with _losses_given(model, [self._by_rows(loss) for loss in additional]):
             return terms.weigh(compute_loss, [share * self._replicas for share in self._term_shares])
 
     def own_loss(self, loss: Any) -> Any:
@@ -238,9 +226,9 @@ class PartWeights:
         has_rows = tf.cast(self.row_share > 0, tf.float64)
         return [None if gradient is None else counted(gradient, has_rows) for gradient in gradients]
 
-    def functions(self, model: Any) -> AbstractContextManager[None]:
-        """Around the compiled metrics: those that answer one number for a batch count it by rows."""
-        return means.functions_by_rows(model, self.row_share)
+    def scalars(self, model: Any) -> AbstractContextManager[None]:
+        """Around what a model may give to its metrics by itself: one number for a batch counts by rows."""
+        return means.counted_by_rows(model, self.row_share)
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
         """What the loss tracker is given: a value, and how much it counts."""

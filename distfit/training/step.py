@@ -22,7 +22,7 @@ from distfit.log import warn_once
 from distfit.training import batch_norm, programs
 from distfit.training.accumulation import Accumulation
 from distfit.training.own_step import OwnStep, overrides
-from distfit.training.share import Additional, Part, Whole
+from distfit.training.share import Part, Whole
 from distfit.training.wire import Transfer, Wire
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Step:
 
     def _metrics(self, batch: tuple, y_pred: Any, weights: Any) -> dict:
         x, y, sample_weight = batch
-        with weights.functions(self._model):
+        with weights.scalars(self._model):
             return self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _update(self, gradients: list[Any], ends_update: bool) -> None:
@@ -253,7 +253,7 @@ class _Seen:
     """What a forward pass gave on one replica."""
 
     y_pred: Any
-    additional: Additional
+    additional: list[Any]
     normalisers: list[Any]
     moved: list[Any]
 
