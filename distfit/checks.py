@@ -104,6 +104,7 @@ def choices(chosen: Choices, backend: Backend) -> None:
             f"Expected reduction_dtype to be None or one of {', '.join(backend.reduction_dtypes)}, which "
             f"{backend.title} can add, received {chosen.reduction_dtype!r}. None leaves gradients their own type."
         )
+    _whole("bucket_bytes", chosen.bucket_bytes, 1)
 
 
 def arguments(verbose: Any, **given: Any) -> None:

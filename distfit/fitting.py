@@ -22,6 +22,7 @@ from distfit.seeds import settle_seed
 from distfit.session import init
 from distfit.training.batch_norm import layers_of
 from distfit.training.loop import Loop
+from distfit.training.reduction import BUCKET_BYTES
 from distfit.training.step import Choices
 
 ModelOrBuilder: TypeAlias = keras.Model | Callable[[], keras.Model]
@@ -51,6 +52,7 @@ def fit(
     seed: int | None = None,
     sync_batch_norm: bool = False,
     reduction_dtype: str | None = None,
+    bucket_bytes: int = BUCKET_BYTES,
     log_dir: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | None = None,
     stall_limit_s: float | None = None,
@@ -82,6 +84,8 @@ def fit(
             with synchronized=True. The saved model is plain Keras either way.
         reduction_dtype: gradients travel and are added in this type: "float16" halves the bytes and rounds (also
             "bfloat16" where the engine can add it). None leaves each its own, which keeps the guarantee above.
+        bucket_bytes: of gradients that travel together, at most; a larger gradient travels alone. The default of 32 MiB
+            was measured (benchmarks/bucket_size.py); the sums are the same to rounding whatever it is.
         log_dir: TensorBoard logs of the run, in `train/` and `validation/`.
         checkpoint: a folder for `model.keras`, replaced whole after each epoch.
 
@@ -114,7 +118,7 @@ def fit(
             "validation_data": type(validation_data).__name__,
         }
         rows = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
-        choices = Choices(sync_batch_norm, reduction_dtype)
+        choices = Choices(sync_batch_norm, reduction_dtype, bucket_bytes)
         session.same_call("fit", **kinds, **rows, **lengths, shuffle=shuffle, seed=seed, **vars(choices))
         session.agree(lambda: checks.arguments(verbose, **lengths))
         session.agree(lambda: checks.choices(choices, session.backend))

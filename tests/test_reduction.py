@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from distfit.training.reduction import Slot, plan_buckets, sum_in_buckets, summed
+from distfit.training.reduction import Packing, Slot, plan_buckets, sum_in_buckets, summed
 
 
 def _slots(*sizes, dtype="float32", itemsize=4):
@@ -31,6 +31,10 @@ class _Doubling:
 
     def __init__(self):
         self.calls = []
+        self.witnessed = []
+
+    def witness(self, own, total):
+        self.witnessed.append((own.numpy().tolist(), total.numpy().tolist()))
 
     def gather(self, tensors, name):
         self.calls.append((name, [tensor.shape.rank for tensor in tensors]))
@@ -67,7 +71,7 @@ def test_floats_travel_in_the_type_of_the_wire_and_come_back_in_their_own():
             return super().sum(tensors, name)
 
     tensors = [tf.constant([1.0, 2.0]), tf.constant([3], tf.int64)]
-    doubled = sum_in_buckets(Noting(), tensors, [tensor.shape for tensor in tensors], "float16")
+    doubled = sum_in_buckets(Noting(), tensors, [tensor.shape for tensor in tensors], Packing("float16"))
     assert sorted(dtype.name for dtype in sent) == ["float16", "int64"]
     assert [tensor.dtype for tensor in doubled] == [tf.float32, tf.int64]
     assert doubled[0].numpy().tolist() == [2.0, 4.0]
@@ -80,6 +84,7 @@ def test_a_sparse_gradient_keeps_the_rows_of_all_replicas():
     dense = tf.ones([3])
     first, gathered = summed(wire, [dense, sparse], [(3,), (9, 2)])
     assert first.numpy().tolist() == [2.0] * 3
+    assert wire.witnessed == [([1.0] * 3, [2.0] * 3)]
     assert isinstance(gathered, tf.IndexedSlices)
     assert gathered.indices.numpy().tolist() == [4] * 4
     assert gathered.values.numpy().tolist() == [[1.0, 2.0], [3.0, 4.0]] * 2

@@ -336,7 +336,7 @@ class _Agreement:
     def _read(self, flags: list[Any], first: int) -> bool:
         values = np.asarray(flags)
         for number, of_step in enumerate(values):
-            check_same_batches(of_step, self._size, first + number + 1)
+            check_same_batches(of_step[:FLAGS], self._size, first + number + 1)
         return bool(values[-1][0] > 0)
 
 

@@ -40,6 +40,7 @@ from distfit.backends.hooks import variables_of
 from distfit.errors import InputError
 from distfit.training import batch_norm, means
 from distfit.training.own_hooks import hooked, running
+from distfit.training.reduction import AS_THEY_ARE, Packing
 from distfit.training.replica import Replica
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class OwnStep:
         backend: the engine that has adopted the model.
         wire: sums over the replicas.
         sync_batch_norm: BatchNormalization takes the moments of the global batch.
-        reduction_dtype: gradients travel in this type; None in their own.
+        packing: how gradients travel.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class OwnStep:
         backend: Backend,
         wire: Wire,
         sync_batch_norm: bool = False,
-        reduction_dtype: str | None = None,
+        packing: Packing = AS_THEY_ARE,
     ) -> None:
         self._model = model
         self._backend = backend
         self._wire = wire
         self._sync_batch_norm = sync_batch_norm
-        self._reduction_dtype = reduction_dtype
+        self._packing = packing
         self._alone = backend.topology.num_replicas == 1
         self._means: dict[str, set[str]] = {method: set() for method in STEPS}
 
@@ -103,7 +104,7 @@ class OwnStep:
             return step(data), flags
         local = tf.concat([tf.cast(rows, tf.float64)[None], flags], axis=0)
         (total,) = self._wire.sum([local], name="small")
-        replica = Replica(self._model, self._wire, self._reduction_dtype, local[0], total[0], data)
+        replica = Replica(self._model, self._wire, self._packing, local[0], total[0], data)
         with means.kept(self._model.metrics_variables, rows), batch_norm.counting(rows), running(replica):
             logs = step(data)
             logs, self._means[method] = replica.finished(logs)

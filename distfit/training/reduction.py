@@ -24,6 +24,22 @@ BUCKET_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How tensors are packed for the wire.
+
+    Args:
+        dtype: floats travel and are added in this type; None leaves each as it is.
+        bucket_bytes: what travels together, at most.
+    """
+
+    dtype: str | None = None
+    bucket_bytes: int = BUCKET_BYTES
+
+
+AS_THEY_ARE = Packing()
+
+
+@dataclass(frozen=True)
 class Slot:
     """One tensor on the wire: what it is, so that buckets can be planned without it."""
 
@@ -59,7 +75,7 @@ def plan_buckets(slots: Sequence[Slot], limit: int = BUCKET_BYTES) -> list[list[
     return buckets
 
 
-def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], dtype: str | None = None) -> list[Any]:
+def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], packing: Packing = AS_THEY_ARE) -> list[Any]:
     """Inside a step: every gradient summed over all replicas.
 
     A sparse one (tf.IndexedSlices, of an Embedding) stays sparse: the rows of all replicas, put together. A dense sum
@@ -69,14 +85,15 @@ def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], dtype: s
 
     Args:
         shapes: the static one of each gradient.
-        dtype: floats travel and are added in this type; None leaves each as it is.
     """
     sparse = {index for index, gradient in enumerate(gradients) if isinstance(gradient, tf.IndexedSlices)}
     dense = [index for index in range(len(gradients)) if index not in sparse]
-    totals = sum_in_buckets(wire, [gradients[index] for index in dense], [shapes[index] for index in dense], dtype)
+    totals = sum_in_buckets(
+        wire, [gradients[index] for index in dense], [shapes[index] for index in dense], packing, witnessed=True
+    )
     by_index = dict(zip(dense, totals, strict=True))
     return [
-        _gathered(wire, gradient, shapes[index], dtype) if index in sparse else by_index[index]
+        _gathered(wire, gradient, shapes[index], packing.dtype) if index in sparse else by_index[index]
         for index, gradient in enumerate(gradients)
     ]
 
@@ -89,16 +106,26 @@ def _gathered(wire: Wire, gradient: tf.IndexedSlices, shape: Any, dtype: str | N
 
 
 def sum_in_buckets(
-    wire: Wire, tensors: Sequence[Any], shapes: Sequence[Any], dtype: str | None = None
+    wire: Wire,
+    tensors: Sequence[Any],
+    shapes: Sequence[Any],
+    packing: Packing = AS_THEY_ARE,
+    witnessed: bool = False,
 ) -> list[tf.Tensor]:
-    """Inside a step: every dense tensor summed over all replicas. Arguments as of `summed`."""
+    """Inside a step: every dense tensor summed over all replicas. Arguments as of `summed`.
+
+    Args:
+        witnessed: leave evidence of the sums on the wire.
+    """
     fixed = [tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
-    sent = [tf.cast(tensor, dtype) if dtype and tensor.dtype.is_floating else tensor for tensor in fixed]
+    sent = [tf.cast(tensor, packing.dtype or tensor.dtype) if tensor.dtype.is_floating else tensor for tensor in fixed]
     slots = [Slot(tuple(tensor.shape), tensor.dtype.name, tensor.dtype.size) for tensor in sent]
     totals: list[Any] = [None] * len(sent)
-    for number, bucket in enumerate(plan_buckets(slots)):
+    for number, bucket in enumerate(plan_buckets(slots, packing.bucket_bytes)):
         flat = tf.concat([tf.reshape(sent[index], [-1]) for index in bucket], axis=0)
         (total,) = wire.sum([flat], name=f"bucket.{number}")
+        if witnessed:
+            wire.witness(flat, total)
         parts = tf.split(total, [prod(slots[index].shape) for index in bucket])
         for index, part in zip(bucket, parts, strict=True):
             totals[index] = tf.cast(tf.reshape(part, slots[index].shape), fixed[index].dtype)

@@ -1,6 +1,6 @@
 """One replica while a model's own step is traced on it: its share of the rows, and what it has to agree on with others.
 
-    replica = Replica(model, wire, None, rows, all_rows, data)
+    replica = Replica(model, wire, AS_THEY_ARE, rows, all_rows, data)
     replica.upstream(loss, None)               # where its backward pass starts
     replica.summed(gradients, weights)         # the gradients of all replicas
     replica.finished(logs)                     # what the step leaves behind, made alike
@@ -19,6 +19,7 @@ from distfit.errors import InputError
 from distfit.log import warn_once
 from distfit.training import reduction, terms
 from distfit.training.origin import Origin, Origins
+from distfit.training.reduction import Packing
 
 if TYPE_CHECKING:
     from distfit.training.wire import Wire
@@ -28,18 +29,16 @@ class Replica:
     """One replica while its step is traced (or run eagerly): its share of the rows, and what it has to agree on.
 
     Args:
-        model, wire, reduction_dtype: as of `OwnStep`.
+        model, wire, packing: as of `OwnStep`.
         rows: how many this replica has, a float64 scalar.
         all_rows: how many the global batch has.
         data: what only this replica sees.
     """
 
-    def __init__(
-        self, model: Any, wire: Wire, reduction_dtype: str | None, rows: Any, all_rows: Any, data: Any
-    ) -> None:
+    def __init__(self, model: Any, wire: Wire, packing: Packing, rows: Any, all_rows: Any, data: Any) -> None:
         self._model = model
         self._wire = wire
-        self._reduction_dtype = reduction_dtype
+        self._packing = packing
         self._has_rows = tf.cast(rows > 0, tf.float64)
         self.row_share = tf.math.divide_no_nan(rows, all_rows)
         self.origins = Origins([data, rows, self._has_rows, self.row_share])
@@ -65,7 +64,7 @@ class Replica:
         own = [reduction.counted(gradients[index], self._has_rows) for index in there]
         shapes = [weights[index].shape for index in there]
         wire: Any = _Differentiable(self._wire)
-        totals = reduction.summed(wire, own, shapes, self._reduction_dtype)
+        totals = reduction.summed(wire, own, shapes, self._packing)
         self.origins.same(totals)
         found = dict(zip(there, totals, strict=True))
         return [found.get(index) for index in range(len(gradients))]
@@ -161,6 +160,9 @@ class _Differentiable:
 
     def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return self._wire.gather(tensors, name)
+
+    def witness(self, own: Any, total: Any) -> None:
+        self._wire.witness(own, total)
 
 
 def _flattened(logs: dict) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from distfit.training import batch_norm, means, moving, terms
-from distfit.training.reduction import counted, summed
+from distfit.training.reduction import AS_THEY_ARE, Packing, counted, summed
 
 if TYPE_CHECKING:
     from distfit.training.wire import Wire
@@ -90,7 +90,7 @@ class Part:
         replicas: how many there are in the job.
         opaque: the model overrides compute_loss, whose terms cannot be seen: it counts as a mean over rows.
         sync_batch_norm: BatchNormalization takes the moments of the global batch.
-        reduction_dtype: gradients travel in this type; None in their own.
+        packing: how gradients travel.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Part:
         replicas: int,
         opaque: bool,
         sync_batch_norm: bool = False,
-        reduction_dtype: str | None = None,
+        packing: Packing = AS_THEY_ARE,
     ) -> None:
         self._wire = wire
         self._replicas = replicas
         self._opaque = opaque
         self._sync_batch_norm = sync_batch_norm
-        self._reduction_dtype = reduction_dtype
+        self._packing = packing
 
     @contextmanager
     def installed(self, model: Any) -> Iterator[None]:
@@ -166,7 +166,7 @@ class Part:
     def summed(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Gradients of these variables, summed over the replicas."""
         shapes = [variable.shape for variable in variables]
-        return summed(self._wire, gradients, shapes, self._reduction_dtype)
+        return summed(self._wire, gradients, shapes, self._packing)
 
     @contextmanager
     def kept(self, variables: Sequence[Any], rows: Any) -> Iterator[None]:

@@ -22,6 +22,7 @@ from distfit.log import warn_once
 from distfit.training import batch_norm, programs
 from distfit.training.accumulation import Accumulation
 from distfit.training.own_step import OwnStep, overrides
+from distfit.training.reduction import BUCKET_BYTES, Packing
 from distfit.training.share import Part, Whole
 from distfit.training.wire import Transfer, Wire
 
@@ -36,10 +37,17 @@ class Choices:
     Args:
         sync_batch_norm: BatchNormalization takes the moments of the global batch, as one device does.
         reduction_dtype: gradients travel and are added in this type ("float16", say); None in their own.
+        bucket_bytes: of gradients that travel together, at most.
     """
 
     sync_batch_norm: bool = False
     reduction_dtype: str | None = None
+    bucket_bytes: int = BUCKET_BYTES
+
+    @property
+    def packing(self) -> Packing:
+        """How gradients travel."""
+        return Packing(self.reduction_dtype, self.bucket_bytes)
 
 
 class Step:
@@ -64,13 +72,12 @@ class Step:
         self._backend = backend
         self._wire = Wire(backend)
         replicas = backend.topology.num_replicas
+        self._alone = replicas == 1
         opaque = overrides(model, "compute_loss")
         self._share = (
-            Whole()
-            if replicas == 1
-            else Part(self._wire, replicas, opaque, choices.sync_batch_norm, choices.reduction_dtype)
+            Whole() if self._alone else Part(self._wire, replicas, opaque, choices.sync_batch_norm, choices.packing)
         )
-        self._own = OwnStep(model, backend, self._wire, choices.sync_batch_norm, choices.reduction_dtype)
+        self._own = OwnStep(model, backend, self._wire, choices.sync_batch_norm, choices.packing)
         # With synchronised moments a collective lies inside the forward pass.
         self._in_parts = bool(model.jit_compile and not backend.supports_jit and not synchronises(model, choices))
         self._program = programs.compiled if self._in_parts else programs.as_it_is
@@ -88,7 +95,8 @@ class Step:
         return self.train if self.accumulation.updates() else self.accumulate
 
     def train(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
-        """One update; Keras' logs as this replica sees them, and the summed flags."""
+        """One update; Keras' logs as this replica sees them, and the summed flags; with several replicas followed by
+        `Wire.evidence`."""
         return self._train("train", rows, flags, data)
 
     def accumulate(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
@@ -130,13 +138,18 @@ class Step:
     def _train(self, name: str, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
         if overrides(self._model, "train_step"):
             with self._recorded(name):
-                return self._own.run("train_step", rows, flags, data)
+                logs, agreed = self._own.run("train_step", rows, flags, data)
+                return logs, self._with_evidence(agreed)
         with self._recorded(name), self._counting(rows):
             batch = unpack_x_y_sample_weight(data)
             gradients_of = self._compiled_gradients if self._in_parts else self._gradients
             weights, y_pred, gradients = gradients_of(batch, rows, flags)
             self._update(gradients, ends_update=name == "train")
-            return self._metrics(batch, y_pred, weights), weights.agreed
+            return self._metrics(batch, y_pred, weights), self._with_evidence(weights.agreed)
+
+    def _with_evidence(self, agreed: Any) -> Any:
+        """The summed flags, and behind them `Wire.evidence`, where there are replicas to sum."""
+        return agreed if self._alone else tf.concat([agreed, self._wire.evidence()], axis=0)
 
     def _gradients(self, batch: tuple, rows: Any, flags: Any) -> tuple[Any, Any, list[Any]]:
         """This replica's weights in the batch, its outputs and its addends of the gradients."""

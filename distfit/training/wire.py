@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from distfit.backends.base import Backend
 
 
+# Of a bucket of gradients, so many elements or a few more are looked at: enough to meet one that is not zero, few
+# enough to cost nothing.
+_SAMPLE = 1024
+# How many numbers `Wire.evidence` has.
+EVIDENCE = 2
+
+
 @dataclass(frozen=True)
 class Transfer:
     """One collective of a step.
@@ -66,6 +73,7 @@ class _Current(threading.local):
     step: str | None = None
     graph: Any = None
     transfers: list[Transfer]
+    evidence: list[Any]
 
 
 class Wire:
@@ -87,7 +95,7 @@ class Wire:
             name: of the step; its collectives are named after it.
         """
         current = self._current
-        current.step, current.graph, current.transfers = name, _graph(), []
+        current.step, current.graph, current.transfers, current.evidence = name, _graph(), [], []
         try:
             yield current.transfers
         finally:
@@ -134,6 +142,18 @@ class Wire:
         """
         return [self._send(self._backend.gather, tensor, name, gathered=True) for tensor in tensors]
 
+    def witness(self, own: Any, total: Any) -> None:
+        """Look at a sample of what this replica sent and of what came back."""
+        stride = max(1, own.shape[0] // _SAMPLE)
+        sent, received = (tf.cast(flat[::stride], tf.float64) for flat in (own, total))
+        self._current.evidence.append(tf.stack([_energy(sent), _energy(received - sent)]))
+
+    def evidence(self) -> Any:
+        """Of the step so far, in float64: the sum of squares of what this replica sent of its gradients, and that of
+        what the others added to it, both of a sample. Zeros where no gradient has travelled."""
+        found = self._current.evidence
+        return tf.add_n(found) if found else tf.zeros([EVIDENCE], tf.float64)
+
     def _sum(self, tensor: Any, name: str) -> Any:
         return self._send(self._backend.sum, tensor, name, gathered=False)
 
@@ -160,6 +180,10 @@ class Wire:
         taken = {transfer.name for transfer in current.transfers}
         names = [f"{current.step}.{name}", *(f"{current.step}.{name}.{again}" for again in range(2, len(taken) + 3))]
         return next(free for free in names if free not in taken)
+
+
+def _energy(values: Any) -> Any:
+    return tf.reduce_sum(values * values)
 
 
 def _graph() -> Any:
