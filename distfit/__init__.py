@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distfit.checking import check
     from distfit.data.local import InputContext, local
     from distfit.data.tfrecords import TFRecords
     from distfit.errors import DistfitError, InputError, RunError
@@ -20,6 +21,7 @@ _HOMES = {
     "RunError": "distfit.errors",
     "Session": "distfit.session",
     "TFRecords": "distfit.data.tfrecords",
+    "check": "distfit.checking",
     "evaluate": "distfit.fitting",
     "fit": "distfit.fitting",
     "init": "distfit.session",
@@ -33,6 +35,7 @@ __all__ = [
     "RunError",
     "Session",
     "TFRecords",
+    "check",
     "evaluate",
     "fit",
     "init",

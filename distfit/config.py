@@ -91,7 +91,12 @@ class Optimizer(_Section):
     learning_rate: float = Field(
         default=0.001,
         gt=0,
-        description="the size of the updates, or the largest under a schedule, for the global batch; nothing scales it",
+        description="the size of the updates, or the largest under a schedule, for the global batch",
+    )
+    learning_rate_scaling: Literal["linear", "sqrt"] | None = Field(
+        default=None,
+        description="for who raises batch_size with the replicas: multiplies the learning rate by their number, or by "
+        "its square root; null leaves it",
     )
     schedule: Literal["cosine"] | None = Field(
         default=None, description="cosine lowers the learning rate to zero over the whole run; null keeps it"
@@ -182,6 +187,14 @@ class RunConfig(_Section):
         default=False,
         description="whether BatchNormalization takes the moments of the global batch, as one device does, or each "
         "replica its own rows'",
+    )
+    reduction_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        default=None,
+        description="the type in which gradients travel between replicas and are added; the shorter ones round them, "
+        "null leaves each its own",
+    )
+    in_sync_steps: Positive = Field(
+        default=1000, description="after how many steps replicas compare their weights and optimizer state again"
     )
     run_dir: str = Field(
         default="runs/default",

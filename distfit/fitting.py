@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
 
 from distfit import checks, prepare
 from distfit.backends.hooks import variables_of
+from distfit.callbacks.saver import MODEL_FILE
 from distfit.data.sources import Request
 from distfit.monitor.announce import announce
 from distfit.seeds import settle_seed
 from distfit.session import init
+from distfit.training import learning_rate
 from distfit.training.batch_norm import layers_of
+from distfit.training.in_sync import EVERY_STEPS
 from distfit.training.loop import Loop
 from distfit.training.reduction import BUCKET_BYTES
 from distfit.training.step import Choices
@@ -53,6 +57,9 @@ def fit(
     sync_batch_norm: bool = False,
     reduction_dtype: str | None = None,
     bucket_bytes: int = BUCKET_BYTES,
+    in_sync_steps: int = EVERY_STEPS,
+    learning_rate_scaling: str | None = None,
+    warmup_epochs: float = 0.0,
     log_dir: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | None = None,
     stall_limit_s: float | None = None,
@@ -82,10 +89,18 @@ def fit(
         sync_batch_norm: BatchNormalization takes the moments of the global batch, as one device does, at the price of
             two collectives a layer; False leaves each replica its own rows' moments, except in layers that were made
             with synchronized=True. The saved model is plain Keras either way.
-        reduction_dtype: gradients travel and are added in this type: "float16" halves the bytes and rounds (also
-            "bfloat16" where the engine can add it). None leaves each its own, which keeps the guarantee above.
+        reduction_dtype: gradients travel and are added in this type: "float16" and "bfloat16" halve the bytes and
+            round. None leaves each its own, which keeps the guarantee above; so does "float32" for gradients of that.
         bucket_bytes: of gradients that travel together, at most; a larger gradient travels alone. The default of 32 MiB
             was measured (benchmarks/bucket_size.py); the sums are the same to rounding whatever it is.
+        in_sync_steps: replicas compare all that they have in common, bit for bit, at the start, after the first
+            update, whenever so many steps have been made, before the model is saved, and at the end. The default costs
+            less than 0.1 % (benchmarks/in_sync_cost.py).
+        learning_rate_scaling: for scripts that multiply batch_size with the replicas: "linear" multiplies the learning
+            rate by their number (Goyal et al. 2017, arXiv:1706.02677), "sqrt" by its square root (for Adam and its
+            relatives). None leaves it: batch_size is global, so that more replicas alone are the same training.
+        warmup_epochs: the scaled rate is reached over so many epochs (5 in Goyal et al. 2017), in equal parts a step.
+            The saved model has a schedule of Keras' own.
         log_dir: TensorBoard logs of the run, in `train/` and `validation/`.
         checkpoint: a folder for `model.keras`, replaced whole after each epoch.
 
@@ -104,6 +119,7 @@ def fit(
     """
     session = init(strategy, devices, stall_limit_s=stall_limit_s)
     lengths = {
+        "in_sync_steps": in_sync_steps,
         "epochs": epochs,
         "initial_epoch": initial_epoch,
         "steps_per_epoch": steps_per_epoch,
@@ -117,11 +133,13 @@ def fit(
             "x": type(x).__name__,
             "validation_data": type(validation_data).__name__,
         }
+        rates = {"learning_rate_scaling": learning_rate_scaling, "warmup_epochs": warmup_epochs}
         rows = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
         choices = Choices(sync_batch_norm, reduction_dtype, bucket_bytes)
-        session.same_call("fit", **kinds, **rows, **lengths, shuffle=shuffle, seed=seed, **vars(choices))
+        session.same_call("fit", **kinds, **rows, **lengths, shuffle=shuffle, seed=seed, **vars(choices), **rates)
         session.agree(lambda: checks.arguments(verbose, **lengths))
         session.agree(lambda: checks.choices(choices, session.backend))
+        session.agree(lambda: learning_rate.check(**rates))
         seed = settle_seed(session, seed)
         model = session.agree(
             lambda: checks.compiled_model(model, session.num_replicas), in_turns=checks.is_builder(model)
@@ -134,13 +152,16 @@ def fit(
         train = prepare.feed(session, model, x, request, endless=True)
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)
-        with prepare.adopted(session, model, train, "train_step", validation):
+        scaled = prepare.learning_rate(session, model, train, callbacks, **rates)
+        with scaled.applied(), prepare.adopted(session, model, train, "train_step", validation):
             session.agree(lambda: layers_of(model, everywhere=sync_batch_norm))
             session.from_chief(lambda: checks.room(checkpoint, variables_of(model)))
-            announce(session, model, train, seed, choices, log_dir, checkpoint, verbose)
+            announce(session, model, train, seed, choices, log_dir, checkpoint, verbose, scaled.sentence)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
             with prepare.listening(session, model, own, train, epochs, verbose, history=True) as listening:
-                return Loop(model, session, choices).fit(train, listening, epochs, initial_epoch, validation)
+                file = None if checkpoint is None else Path(checkpoint) / MODEL_FILE
+                loop = Loop(model, session, choices, in_sync_steps, file)
+                return loop.fit(train, listening, epochs, initial_epoch, validation)
 
 
 def evaluate(

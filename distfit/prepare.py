@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
 from distfit import checks
-from distfit.backends.hooks import optimizers_of, variables_of
+from distfit.backends.hooks import optimizers_of
 from distfit.callbacks.listening import Listening
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
@@ -24,12 +23,14 @@ from distfit.data.feed import Feed
 from distfit.data.index import Index
 from distfit.data.sources import Request, keras_refusals, source_of
 from distfit.data.tfrecords import TFRecords
-from distfit.errors import InputError, on_every_rank
 from distfit.monitor.progress import make_progress
-from distfit.session import Session
-from distfit.training import own_step
+from distfit.training import learning_rate as rates
+from distfit.training import own_step, signature
 from distfit.training.loop import Validation
 from distfit.training.memory import explained
+
+if TYPE_CHECKING:
+    from distfit.session import Session
 
 Folder = str | os.PathLike | None
 
@@ -48,6 +49,21 @@ def same_compilation(session: Session, model: keras.Model) -> None:
         jit_compile=model.jit_compile,
         **_settings_of_optimizers(model),
     )
+
+
+def same_signature(session: Session, model: keras.Model, ready: Feed, validation: Feed | None = None) -> None:
+    """Before the first step: the script, the model and its compilation, and the data. Collective.
+
+    Raises:
+        InputError: ranks differ in one of them; on every rank, with the first difference.
+    """
+
+    def facts() -> list[signature.Fact]:
+        feeds = {"data": ready} if validation is None else {"training data": ready, "validation data": validation}
+        of_data = [fact for name, feed in feeds.items() for fact in signature.of_data(name, feed.given, feed)]
+        return [*signature.of_code(), *signature.of_model(model), *of_data]
+
+    signature.compare(session, facts)
 
 
 def split(arrays: tuple, fraction: float, validation_data: Any) -> tuple[tuple, Any]:
@@ -78,15 +94,20 @@ def feed(
     Raises:
         InputError: the data cannot serve the model or the job; on every rank.
     """
-    if isinstance(x, TFRecords):
-        # One process scans the files, whatever the number of ranks.
-        x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
     session.agree(lambda: checks.labels(model, request.y))
-    source = session.agree(lambda: source_of(x, request, session.topology))
-    ready = Feed(source, session.topology, session.transport, request.steps, endless, model.steps_per_execution)
+    ready = feed_of_any(session, x, request, endless, model.steps_per_execution)
     if targets:
         session.agree(lambda: checks.targets(model, ready.data_spec))
     return ready
+
+
+def feed_of_any(session: Session, x: Any, request: Request, endless: bool, steps_per_execution: int = 1) -> Feed:
+    """As `feed`, for data of which no model says what they should be."""
+    if isinstance(x, TFRecords):
+        # One process scans the files, whatever the number of ranks.
+        x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
+    source = session.agree(lambda: source_of(x, request, session.topology))
+    return Feed(source, session.topology, session.transport, request.steps, endless, steps_per_execution, given=x)
 
 
 def validation(session: Session, model: keras.Model, data: Any, request: Request, freq: Any) -> Validation | None:
@@ -104,6 +125,24 @@ def validation(session: Session, model: keras.Model, data: Any, request: Request
         return None
     x, y, sample_weight = session.agree(lambda: _unpacked(data))
     return Validation(feed(session, model, x, replace(request, y=y, sample_weight=sample_weight)), freq)
+
+
+def learning_rate(
+    session: Session, model: keras.Model, train: Feed, callbacks: Any, learning_rate_scaling: Any, warmup_epochs: Any
+) -> rates.Plan:
+    """What the learning rate becomes, and how that is said. Collective.
+
+    Raises:
+        InputError: it cannot be scaled or warmed up, or ranks would scale different rates; on every rank.
+    """
+    replicas, steps = session.num_replicas, train.num_batches
+    plan = session.agree(lambda: rates.plan(model, learning_rate_scaling, warmup_epochs, replicas, steps, callbacks))
+    session.same(
+        "the same learning rate",
+        "Let all ranks build, load and compile the model from the same lines.",
+        learning_rate=plan.sentence,
+    )
+    return plan
 
 
 def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: Folder = None) -> list[Any]:
@@ -136,18 +175,7 @@ def adopted(
     if step != "predict_step":
         same_compilation(session, model)
     session.agree(lambda: _build(session, model, ready, step, validation))
-    own = [(variable.path, tuple(variable.shape), variable.dtype) for variable in variables_of(model)]
-    # Its weights, metrics and optimizer state: each is a collective of its own on the way in.
-    by_rank = session.transport.gather(own)
-    for rank, theirs in enumerate(by_rank):
-        if [facts[1:] for facts in theirs] != [facts[1:] for facts in by_rank[0]]:
-            raise on_every_rank(
-                InputError(
-                    f"Expected every rank to build the same model, received {len(by_rank[0])} variables on rank 0 and "
-                    f"{len(theirs)} on rank {rank} of {session.size}; the first that differs is "
-                    f"{_first_difference(by_rank[0], theirs)}. Let all ranks build the model from the same lines."
-                )
-            )
+    same_signature(session, model, ready, None if validation is None else validation.feed)
     with explained(session, ready.source.batch_size), session.backend.adopted(model):
         yield
 
@@ -203,17 +231,8 @@ def in_order(by_rank: list[list[list[Any]]]) -> Any:
     return keras.tree.map_structure(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *pieces)
 
 
-def _first_difference(ours: list[tuple], theirs: list[tuple]) -> str:
-    """
-    >>> _first_difference([("a", (2,), "float32")], [("a", (3,), "float32")])
-    "('a', (2,), 'float32') against ('a', (3,), 'float32')"
-    """
-    pairs = zip_longest(ours, theirs, fillvalue="none")
-    return next(f"{own} against {other}" for own, other in pairs if own[1:] != other[1:])
-
-
 def _settings_of_optimizers(model: keras.Model) -> dict[str, Any]:
-    """How each optimizer clips, decays and accumulates; its state, the learning rate included, comes from the chief.
+    """How each optimizer clips, decays and accumulates; the rest is compared once it is built (training/signature.py).
 
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     >>> model.compile(keras.optimizers.SGD(momentum=0.5), "mse")

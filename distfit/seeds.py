@@ -11,6 +11,7 @@ from keras.src.utils.rng_utils import get_random_seed
 from tensorflow.python.eager.context import global_seed
 
 from distfit.errors import InputError
+from distfit.training.signature import of_seeds
 
 if TYPE_CHECKING:
     from distfit.session import Session
@@ -20,12 +21,12 @@ def settle_seed(session: Session, seed: int | None) -> int:
     """The seed of a run, the same on every rank.
 
     One that is given is set as keras.utils.set_random_seed sets it. Without one, a seed that the script has
-    set on all ranks is left alone; ranks that differ, or have none, get one that the chief draws, because
+    set on all ranks is left alone; ranks that have none get that of the others, or one that the chief draws, because
     they have to shuffle alike. One process keeps its random state, as under keras.Model.fit, and the drawn
     number orders records only.
 
     Raises:
-        InputError: it is no whole number from 0 to 2**32 - 1.
+        InputError: it is no whole number from 0 to 2**32 - 1, or scripts have set different ones; on every rank.
     """
     if seed is not None:
         session.agree(lambda: _check(seed))
@@ -33,12 +34,14 @@ def settle_seed(session: Session, seed: int | None) -> int:
         return seed
     own = get_random_seed()
     found = session.transport.gather(global_seed() if own is None else own)
-    if found[0] is not None and len(set(found)) == 1:
+    of_seeds(found)
+    set_somewhere = [seed for seed in found if seed is not None]
+    if len(set_somewhere) == len(found):
         return found[0]
-    drawn = session.transport.broadcast(secrets.randbelow(2**31) if found[0] is None else found[0])
+    settled = set_somewhere[0] if set_somewhere else session.transport.broadcast(secrets.randbelow(2**31))
     if session.size > 1:
-        keras.utils.set_random_seed(drawn)
-    return drawn
+        keras.utils.set_random_seed(settled)
+    return settled
 
 
 def _check(seed: int) -> None:

@@ -12,6 +12,7 @@ import atexit
 import numbers
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from distfit.backends.devices import gpu_identities
 from distfit.backends.transport import Transport
 from distfit.differences import comparable, table
 from distfit.errors import DistfitError, InputError, RunError, nearest, on_every_rank
+from distfit.loops.face import HandWritten
 from distfit.topology import Topology, from_environment
 from distfit.watch import Watch
 
@@ -38,7 +40,7 @@ _CHIEF_FIRST_S = 3.0
 _TURNS = 3
 
 
-class Session:
+class Session(HandWritten):
     """This process in its job; made by `init`.
 
     Attributes:
@@ -55,13 +57,14 @@ class Session:
         asked: tuple[str, int | None],
         stall_limit_s: float,
         devices_were_chosen: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         self.backend = backend
         self.asked = asked
         self.topology: Topology = backend.topology
         self.in_turn = False
         self._meet(devices_were_chosen)
-        self.watch = Watch.start(self.topology, backend.transport.broadcast, stall_limit_s)
+        self.watch = watch or Watch.start(self.topology, backend.transport.broadcast, stall_limit_s)
         self.watch.install_hooks()
         self.transport: Transport = _Watched(backend.transport, self.watch)
         from distfit import downloads  # loads Keras
@@ -259,6 +262,25 @@ class _Watched:
 _current: Session | None = None
 
 
+class _OfThread(threading.local):
+    """Ranks that are threads (distfit/thread_ranks.py) have a session each."""
+
+    session: Session | None = None
+
+
+_of_thread = _OfThread()
+
+
+@contextmanager
+def as_session(session: Session) -> Iterator[None]:
+    """In this thread `init` returns this session."""
+    _of_thread.session = session
+    try:
+        yield
+    finally:
+        _of_thread.session = None
+
+
 def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: float | None = None) -> Session:
     """Start the engine, or return the session that is there.
 
@@ -275,6 +297,8 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
         InputError: the strategy is unknown, not installed or cannot serve this job, or its devices are not there.
     """
     global _current
+    if _of_thread.session is not None:
+        return _of_thread.session
     topology = from_environment(os.environ)
     try:
         asked = _overridden_by_environment(strategy, devices)

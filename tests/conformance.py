@@ -16,6 +16,8 @@ import tensorflow as tf
 from distfit.errors import InputError, RunError
 from distfit.session import Session
 
+# From 1 to the next number. NumPy knows no bfloat16.
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SPEC = (tf.TensorSpec([None, 4], tf.float64), tf.TensorSpec([None, 2], tf.float64))
 
 
@@ -49,17 +51,63 @@ def sums_reach_every_replica_in_each_type(session):
             assert all((values == expected).all() for values in result)
 
 
+def halves_are_summed_alike_everywhere(session):
+    """In the types in which gradients may travel: near the sum of what was sent, and the same bits on every replica."""
+    assert set(EPSILON) <= set(session.backend.reduction_dtypes)
+    kinds = [getattr(tf, kind) for kind in EPSILON]
+    # 7 elements: no number of replicas divides them all.
+    shapes = ([7], [3, 5], [], [0])
+
+    def addend(shape, number, kind):
+        elements = int(np.prod(shape))
+        values = tf.sin(tf.range(elements, dtype=tf.float64) + 10 * tf.cast(number, tf.float64))
+        return tf.reshape(tf.cast(values, kind), shape)
+
+    def on_replica(number):
+        sent = [addend(shape, number, kind) for kind in kinds for shape in shapes]
+        sums = session.backend.sum(sent, name="halves")
+        assert [each.dtype for each in sums] == [each.dtype for each in sent]
+        return [tf.cast(each, tf.float64) for each in sums]
+
+    for traced in (True, False):
+        results = _run(session, on_replica, traced=traced)
+        assert len({b"".join(each.tobytes() for each in result) for result in results}) == 1
+        sums = iter(results[0])
+        for kind in kinds:
+            for shape in shapes:
+                addends = [tf.cast(addend(shape, number, kind), tf.float64) for number in range(session.num_replicas)]
+                # Rounded once for each addition, at most.
+                rounded = session.num_replicas**2 * EPSILON[kind.name]
+                np.testing.assert_allclose(next(sums), np.sum(addends, axis=0), rtol=0, atol=rounded)
+
+
+def rows_are_gathered_in_the_order_of_replicas(session):
+    """Also those of different lengths, and of each type in which gradients may travel."""
+    kinds = [tf.int64, *(getattr(tf, kind) for kind in session.backend.reduction_dtypes)]
+
+    def on_replica(number):
+        rows = tf.fill([1 + session.backend.replica(), 2], number)
+        gathered = session.backend.gather([tf.cast(rows, kind) for kind in kinds], name="rows")
+        return [tf.cast(each, tf.float64) for each in gathered]
+
+    expected = [[replica] * 2 for replica in range(session.num_replicas) for _ in range(1 + replica)]
+    for result in _run(session, on_replica):
+        assert [rows.tolist() for rows in result] == [expected] * len(kinds)
+
+
 def constant_inputs_are_summed_once(session):
     """A collective of constants that ran while the graph was optimised would leave the ranks a step apart."""
 
     def on_replica(number):
         (first,) = session.backend.sum([tf.constant([1.0, 2.0])], name="constant")
+        (half,) = session.backend.sum([tf.constant([3.0], tf.bfloat16)], name="half")
         (second,) = session.backend.sum([tf.reshape(number, [1])], name="number")
-        return first, second
+        return first, tf.cast(half, tf.float32), second
 
     for _ in range(3):
-        for first, second in _run(session, on_replica):
+        for first, half, second in _run(session, on_replica):
             assert first.tolist() == [session.num_replicas, 2 * session.num_replicas]
+            assert half.tolist() == [3 * session.num_replicas]
             assert second.tolist() == [sum(range(session.num_replicas))]
 
 
@@ -97,6 +145,7 @@ def an_adopted_model_equals_the_chiefs_and_is_given_back(session):
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile(keras.optimizers.Adam(0.1), "mse")
     model.build((None, 4))
+    keras.utils.set_random_seed(100)
     kernel = model.layers[0].kernel
     before = kernel.numpy()
     chiefs = session.transport.broadcast(before)
@@ -151,6 +200,8 @@ CHECKS = {
     for check in (
         replicas_are_numbered_over_the_job,
         sums_reach_every_replica_in_each_type,
+        halves_are_summed_alike_everywhere,
+        rows_are_gathered_in_the_order_of_replicas,
         constant_inputs_are_summed_once,
         host_values_travel,
         checks_are_agreed_on,

@@ -49,7 +49,7 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, list(arguments), prog_name="distfit")
 
 
-COMMANDS = ["data build", "doctor", "evaluate", "horovod install", "launch", "train"]
+COMMANDS = ["check", "data build", "doctor", "evaluate", "horovod install", "launch", "train"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -133,6 +133,8 @@ def test_commands_exist(page):
             assert rest[0] in command.commands, words
             command = command.commands[rest.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        if not command.context_settings.get("allow_interspersed_args", True):  # what follows a program is the program's
+            rest = rest[: next((place for place, word in enumerate(rest) if word.endswith(".py")), len(rest))]
         assert {word for word in rest if word.startswith("--")} - options == set()
 
 

@@ -33,6 +33,9 @@ class _Doubling:
         self.calls = []
         self.witnessed = []
 
+    def alike(self, tensor):
+        return False
+
     def witness(self, own, total):
         self.witnessed.append((own.numpy().tolist(), total.numpy().tolist()))
 
@@ -90,3 +93,16 @@ def test_a_sparse_gradient_keeps_the_rows_of_all_replicas():
     assert gathered.values.numpy().tolist() == [[1.0, 2.0], [3.0, 4.0]] * 2
     assert tf.convert_to_tensor(gathered).shape == (9, 2)
     assert wire.calls == [("bucket.0", [1]), ("rows", [2]), ("indices", [1])]
+
+
+def test_a_sparse_gradient_of_the_same_indices_everywhere_is_added_up():
+    """Of the positions in a sentence, say, one device has each index once."""
+
+    class Knowing(_Doubling):
+        def alike(self, tensor):
+            return True
+
+    sparse = tf.IndexedSlices(tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([0, 1]), tf.constant([9, 2]))
+    (total,) = summed(Knowing(), [sparse], [(9, 2)])
+    assert total.values.numpy().tolist() == [[2.0, 4.0], [6.0, 8.0]]
+    assert total.indices.numpy().tolist() == [0, 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numbers
 import os
 from importlib import import_module
+from importlib.util import find_spec
 
 from distfit.backends.base import Backend
 from distfit.errors import InputError, nearest
@@ -36,6 +37,11 @@ def choose(strategy: str, devices: int | None, topology: Topology) -> Backend:
     _check_devices(name, devices)
     module, engine = _ENGINES[name]
     return getattr(import_module(module), engine)(topology, devices)
+
+
+def ranks_have_an_engine() -> bool:
+    """Whether the engine of several ranks is installed; it is not loaded."""
+    return find_spec("horovod") is not None
 
 
 def settle(strategy: str, devices: int | None, topology: Topology) -> tuple[str, int | None]:

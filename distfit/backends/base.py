@@ -34,7 +34,7 @@ class Backend(ABC):
         devices: the devices of this process's replicas, e.g. ["GPU:0"].
         supports_jit: whether Keras may put the whole step into one XLA program; False where the step
             contains a collective.
-        reduction_dtypes: in which types gradients may travel, and be added, instead of their own.
+        reduction_dtypes: in which types gradients may travel, and be summed, instead of their own.
     """
 
     title: str

@@ -262,4 +262,5 @@ def _traced_anew(model: Any) -> Iterator[None]:
 
 
 def _forget_functions(model: Any) -> None:
-    model.train_function = model.test_function = model.predict_function = None
+    for one in _held(model, keras.Model):
+        one.train_function = one.test_function = one.predict_function = None

@@ -7,6 +7,7 @@ ranks were started under MPI, else by Horovod's own functions.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,8 @@ from distfit.topology import Topology
 # watch has its own limit for a rank that stays away, and says more than Horovod's stall check.
 _ENVIRONMENT = {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_AUTOTUNE": "0", "HOROVOD_STALL_CHECK_DISABLE": "1"}
 
-# What Horovod's broadcast takes (horovod/tensorflow/mpi_ops.cc).
-_BROADCAST = ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
+# What Horovod's broadcast, allgather and alltoall take (horovod/tensorflow/mpi_ops.cc).
+_KNOWN = ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
 
 def missing() -> str | None:
@@ -45,7 +46,6 @@ class Horovod(Backend):
     """One replica in each of several processes."""
 
     title = "horovod (one replica a rank)"
-    reduction_dtypes = ("float32", "float16")
 
     def __init__(self, topology: Topology, devices: int | None = None) -> None:
         if devices not in (None, 1):
@@ -94,7 +94,7 @@ class Horovod(Backend):
         """The chief's tensor on every rank; types that Horovod does not know travel as bytes."""
         import tensorflow as tf
 
-        known = value.dtype.name in _BROADCAST
+        known = value.dtype.name in _KNOWN
         received = self._hvd.broadcast(value if known else tf.bitcast(value, tf.uint8), root_rank=0, name=name)
         return received if known else tf.bitcast(received, value.dtype)
 
@@ -112,19 +112,40 @@ class Horovod(Backend):
 
     def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
         with _in_no_scope():
-            return [
-                self._hvd.allgather(_never_folded(tensor), name=f"distfit.{name}.{number}")
-                for number, tensor in enumerate(tensors)
-            ]
+            return [self._gather(tensor, f"distfit.{name}.{number}") for number, tensor in enumerate(tensors)]
 
     def _sum(self, tensor: Any, name: str) -> Any:
         import tensorflow as tf
 
-        # Horovod adds no bfloat16; float32 holds them exactly, and rounds their sum less.
-        own = tensor.dtype
-        sent = tf.cast(tensor, tf.float32) if own == tf.bfloat16 else tensor
         with _in_no_scope():
-            return tf.cast(self._hvd.allreduce(_never_folded(sent), op=self._hvd.Sum, name=name), own)
+            if tensor.dtype == tf.bfloat16:
+                return self._sum_in_parts(tensor, name)
+            return self._hvd.allreduce(_never_folded(tensor), op=self._hvd.Sum, name=name)
+
+    def _sum_in_parts(self, tensor: Any, name: str) -> Any:
+        """The sum of a type that Horovod's all-reduce cannot add: each rank adds up one part, in float32 and in the
+        order of the ranks, rounds it once, and all gather the parts. As many bytes as a ring all-reduce sends, and the
+        same bits on every rank."""
+        import tensorflow as tf
+
+        size, elements = self.topology.size, tensor.shape.num_elements()
+        length = -(-elements // size)
+        padded = tf.pad(tf.reshape(tensor, [-1]), [[0, length * size - elements]])
+        sent = _never_folded(tf.bitcast(padded, tf.uint16))
+        received = tf.bitcast(self._hvd.alltoall(sent, name=f"{name}.parts"), tensor.dtype)
+        addends = tf.unstack(tf.cast(tf.reshape(received, [size, length]), tf.float32))
+        total = functools.reduce(tf.add, addends)  # tf.add_n promises no order
+        parts = self._gather(tf.cast(total, tensor.dtype), f"{name}.total")
+        return tf.reshape(parts[:elements], tensor.shape)
+
+    def _gather(self, tensor: Any, name: str) -> Any:
+        import tensorflow as tf
+
+        # Types that Horovod does not know are all of two bytes: bfloat16.
+        known = tensor.dtype.name in _KNOWN
+        sent = tensor if known else tf.bitcast(tensor, tf.uint16)
+        received = self._hvd.allgather(_never_folded(sent), name=name)
+        return received if known else tf.bitcast(received, tensor.dtype)
 
 
 def _in_no_scope() -> Any:

@@ -154,6 +154,11 @@ CALLED = (
     Hook("keras.optimizers.Optimizer._accumulated_gradients", "accumulated gradients are summed once an update"),
     Hook("keras.optimizers.Optimizer._get_variable_index", "which accumulator is a variable's"),
     Hook("keras.optimizers.Optimizer._trainable_variables", "what an optimizer updates when nobody says"),
+    Hook("keras.optimizers.Optimizer._learning_rate", "a learning rate is replaced by a schedule, and put back"),
+    Hook("keras.optimizers.Optimizer._variables", "a learning rate that is put back takes its place in what is saved"),
+    Hook("tensorflow.python.eager.context.Context._seed", "ranks that are threads each have TensorFlow's global seed"),
+    Hook("tensorflow.python.eager.context.Context._rng", "and the stream that seeds of operations come from"),
+    Hook("tensorflow.python.framework.ops.Graph._get_function", "what a step changes in a branch or a loop"),
     Hook("keras.optimizers.Optimizer._iterations", "how many batches an optimizer has accumulated"),
     Hook(
         "keras.src.trainers.data_adapters.array_data_adapter.ArrayDataAdapter._num_samples",
@@ -170,6 +175,7 @@ CALLED = (
 
 # Imported by its private path.
 IMPORTED = (
+    Hook("keras.src.utils.naming.to_snake_case", "which names of layers Keras made up"),
     Hook("keras.src.random.seed_generator.global_seed_generator", "the stream of random calls without a seed"),
     Hook("keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR", "where Keras keeps that stream"),
     Hook("keras.src.random.seed_generator.make_default_seed", "the seed that Keras draws for that stream"),

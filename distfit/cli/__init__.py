@@ -4,6 +4,7 @@
     distfit train CONFIG.yaml key=value ...
     distfit evaluate CONFIG.yaml
     distfit launch -np N --hosts h1:4,h2:4 -- PROGRAM
+    distfit check train.py
     distfit doctor
     distfit horovod install
 
@@ -14,7 +15,7 @@ adds the traceback. Exit codes: 0, those of `distfit.errors`, 2 for a wrong comm
 
 import os
 
-from distfit.cli import data, doctor, horovod, launch, train
+from distfit.cli import check, data, doctor, horovod, launch, train
 from distfit.cli.frame import command_line, group
 
 app = command_line(
@@ -25,6 +26,7 @@ app = command_line(
 app.command()(train.train)
 app.command()(train.evaluate)
 app.command(context_settings=launch.CONTEXT)(launch.launch)
+app.command(context_settings=check.CONTEXT)(check.check)
 app.command()(doctor.doctor)
 
 _data = group("Build data sets of TFRecord shards.", "distfit data build --images photos data/photos")

@@ -44,6 +44,7 @@ class Feed(EpochIterator):
         transport: agrees with the other processes on how many steps there are.
         steps_per_epoch: as in keras.Model.fit; None means all of the data.
         steps_per_execution: as in keras.Model.compile: steps from one call to the next.
+        given: what the user passed as data, to say what it is.
         endless: the pass over a numbered order that follows the last one begins within an epoch of
             `steps_per_epoch`, as a training wants; an evaluation sees no record twice.
 
@@ -59,8 +60,10 @@ class Feed(EpochIterator):
         steps_per_epoch: int | None = None,
         endless: bool = False,
         steps_per_execution: int = 1,
+        given: Any = None,
     ) -> None:
         self.source = source
+        self.given = given
         self._topology = topology
         self._transport = transport
         super().__init__(x=source.adapter, steps_per_epoch=steps_per_epoch, steps_per_execution=steps_per_execution)

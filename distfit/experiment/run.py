@@ -103,6 +103,9 @@ def train(
             strategy=config.strategy,
             devices=config.devices,
             sync_batch_norm=config.sync_batch_norm,
+            reduction_dtype=config.reduction_dtype,
+            in_sync_steps=config.in_sync_steps,
+            learning_rate_scaling=config.optimizer.learning_rate_scaling,
             log_dir=run_dir / "logs",
             checkpoint=run_dir / "checkpoint",
         )

@@ -30,8 +30,13 @@ def announce(
     log_dir: str | os.PathLike | None,
     checkpoint: str | os.PathLike | None,
     verbose: str | int,
+    learning_rate: str = "",
 ) -> None:
-    """The start block, on the chief. Collective: hosts and devices come from every rank."""
+    """The start block, on the chief. Collective: hosts and devices come from every rank.
+
+    Args:
+        learning_rate: what was done about it, a sentence; "" for nothing.
+    """
     places = session.transport.gather((session.topology.host, session.backend.devices))
     hosts = [host for host, _ in places]
     facts = StartFacts(
@@ -47,7 +52,10 @@ def announce(
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-        notes=unequal(model, choices, session.backend.supports_jit) if session.num_replicas > 1 else [],
+        notes=[
+            *([learning_rate] if learning_rate else []),
+            *(unequal(model, choices, session.backend.supports_jit) if session.num_replicas > 1 else []),
+        ],
     )
     if verbose != 0:
         say(start_block(facts))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
@@ -19,12 +19,14 @@ import numpy as np
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
-from distfit.data.feed import FLAGS, Batch, Feed, check_same_batches, flags_of
-from distfit.errors import RunError, on_every_rank
+from distfit.data.feed import FLAGS, Batch, Feed, check_same_batches
+from distfit.training.agreement import Agreement
+from distfit.training.in_sync import EVERY_STEPS, InSync, saves
 from distfit.training.interrupt import Interrupt
 from distfit.training.memory import explained
 from distfit.training.metrics import global_results, leave_global
 from distfit.training.step import Choices, Step
+from distfit.training.traced import OfReplicas, traced
 
 if TYPE_CHECKING:
     from distfit.session import Session
@@ -37,9 +39,8 @@ LOG_EVERY_STEPS_OF_UNKNOWN = 10
 
 # What a callback sets on the model to end a pass of each of its steps.
 _STOPS = {"train_step": "stop_training", "test_step": "stop_evaluating"}
-# A step of training/step.py, and what all local replicas got from it: (logs or outputs, flags) each.
+# A step of training/step.py.
 OneStep: TypeAlias = Callable[..., tuple[Any, Any]]
-OfReplicas: TypeAlias = list[tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,26 @@ class Loop:
         model: compiled, adopted by the session's engine.
         session: who we are and how we reach the others.
         choices: of the user, about how replicas work together.
+        in_sync_steps: from one comparison of the replicas to the next.
+        checkpoint: the file of the model that the chief keeps of this run; None for none.
     """
 
-    def __init__(self, model: Any, session: Session, choices: Choices | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        session: Session,
+        choices: Choices | None = None,
+        in_sync_steps: int = EVERY_STEPS,
+        checkpoint: Path | None = None,
+    ) -> None:
         self._model = model
         self._session = session
         self._backend = session.backend
         self._step = Step(model, session.backend, choices or Choices())
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._interrupt = Interrupt()
+        self._in_sync = InSync(model, session, in_sync_steps, checkpoint)
+        self._saves = False
 
     def fit(
         self,
@@ -78,18 +90,22 @@ class Loop:
         """Trains, as keras.Model.fit does from its first epoch to its last."""
         model = self._model
         train.reset()
+        self._step.expect(ragged=train.source.uneven)
         model.stop_training = False
         logs: dict = {}
         with self._step.installed(), self._interrupt.heard():
             callbacks.on_train_begin()
             initial_epoch = model._initial_epoch or initial_epoch
             train.start_at(initial_epoch)
+            self._saves = self._session.transport.broadcast(saves(callbacks.callbacks))
+            self._in_sync.at_start()
             for epoch in range(initial_epoch, epochs):
                 logs = self._train_epoch(train, callbacks, epoch, validation)
                 if self._any_wants_to_stop():
                     break
             if epochs > 0 and isinstance(model.optimizer, keras.optimizers.Optimizer):
                 model.optimizer.finalize_variable_values(model.trainable_weights)
+            self._in_sync.at_end()
             callbacks.on_train_end(logs=logs)
         self._leave_global()
         return model.history
@@ -143,6 +159,8 @@ class Loop:
         if validation is not None and model._should_eval(epoch, validation.freq):
             results = self._evaluate(validation.feed, callbacks, f"epoch {epoch + 1}, validation")
             epoch_logs.update({f"val_{name}": value for name, value in results.items()})
+        if self._saves:
+            self._in_sync.before_saving()
         callbacks.on_epoch_end(epoch, epoch_logs)
         return epoch_logs
 
@@ -179,7 +197,7 @@ class Loop:
             method: of the model, "train_step" or "test_step".
         """
         stop = _STOPS[method]
-        agreement = _Agreement(self._session.topology.size)
+        agreement = Agreement(self._session.topology.size)
         logs: dict = {}
         shown: dict = {}
         with feed.catch_stop_iteration():
@@ -192,6 +210,8 @@ class Loop:
                     results = self._run(feed, taken, next_step, wish=getattr(self._model, stop))
                     logs = results[-1][0][0]
                     shown = self._batch_logs(method, logs, shown, first, last, feed)
+                if method == "train_step":
+                    self._in_sync.after(len(results), [flags for _, flags in results[-1]])
                 on_end(last, shown)
                 flags = [of_replicas[0][1] for of_replicas in results]
                 if agreement.says_stop(flags, getattr(self._model, stop), first):
@@ -228,57 +248,20 @@ class Loop:
         """One step on every local replica; traced once for each kind of feed."""
         key = (step.__name__, "one", id(feed))
         if key not in self._functions:
-            self._functions[key] = self._traced(step, feed.element_spec)
+            self._functions[key] = traced(
+                self._session,
+                step,
+                feed.element_spec,
+                lambda: self._step.transfers.get(step.__name__, []),
+                run_eagerly=self._model.run_eagerly,
+                jit_compile=bool(self._model.jit_compile and self._backend.supports_jit),
+            )
         return self._functions[key]
-
-    def _traced(self, step: OneStep, element_spec: Any) -> Callable[[Any, Batch], OfReplicas]:
-        def on_all(wish: Any, batch: Batch) -> OfReplicas:
-            fingerprint, shards = batch
-            # One replica has nobody to agree with; and what else is computed may change how TensorFlow's graph
-            # optimiser orders the step's own additions, so that the last bit is no longer Keras'.
-            alone = self._session.topology.num_replicas == 1
-            own = tf.zeros([FLAGS], tf.float64) if alone else flags_of(fingerprint, wish)
-            # One voice a process: its further replicas add nothing to the flags.
-            flags = [own] + [tf.zeros_like(own)] * (len(shards) - 1)
-            arguments = [(rows, flag, data) for (rows, data), flag in zip(shards, flags, strict=True)]
-            return self._backend.run(step, arguments)
-
-        if self._model.run_eagerly:
-            return on_all
-        function = tf.function(
-            tf.autograph.experimental.do_not_convert(on_all),
-            input_signature=[tf.TensorSpec([], tf.float64), element_spec],
-            jit_compile=bool(self._model.jit_compile and self._backend.supports_jit) or None,
-        )
-        self._session.agree(function.get_concrete_function)
-        self._compare_collectives(step.__name__)
-        return function
-
-    def _compare_collectives(self, step: str) -> None:
-        """Ranks whose steps have other collectives, or in another order, would wait for each other for ever.
-
-        Raises:
-            RunError: they differ; on all ranks.
-        """
-        by_rank = self._session.transport.gather(self._step.transfers.get(step, []))
-        for rank, theirs in enumerate(by_rank):
-            pairs = zip_longest(by_rank[0], theirs, fillvalue="none")
-            different = next((f"{first} against {other}" for first, other in pairs if first != other), None)
-            if different is not None:
-                raise on_every_rank(
-                    RunError(
-                        f"Expected every rank to sum the same tensors in the same order in each {step} step, received "
-                        f"{different} on rank 0 and rank {rank} of {self._session.size}. The model behaves differently "
-                        "on them: let what it computes not depend on the rank, its clock or its random state."
-                    )
-                )
 
     def _batch_logs(self, method: str, logs: dict, shown: dict, first: int, last: int, feed: Feed) -> dict:
         if self._session.topology.num_replicas == 1:
             return logs
-        steps = feed.num_batches
-        every = max(1, steps // LOG_POINTS_PER_EPOCH) if steps else LOG_EVERY_STEPS_OF_UNKNOWN
-        if -first % every > last - first:
+        if not is_log_point(first, last, feed.num_batches):
             return shown
         # Python's numbers: Keras would ask a tensor for its value on every batch, for each callback that reads it.
         return pythonify_logs(self._global_logs(method, logs))
@@ -310,34 +293,14 @@ class Loop:
         return self._model.stop_training
 
 
-class _Agreement:
-    """What the ranks agreed on in the call before: read late, so that the device is never waited for."""
+def is_log_point(first: int, last: int, steps: int | None) -> bool:
+    """Whether batch logs are made anew after these steps of an epoch, of which `first` is the first's number.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._pending: tuple[list[Any], int] | None = None
-
-    def says_stop(self, flags: list[Any], own_wish: bool, first: int) -> bool:
-        """Whether all ranks stop after these steps. One process follows its own wish at once, as Keras does.
-
-        Args:
-            flags: of each step of a call, of which `first` is the first's number.
-        """
-        if self._size == 1:
-            return own_wish
-        before, self._pending = self._pending, (flags, first)
-        return before is not None and self._read(*before)
-
-    def finish(self) -> None:
-        """Read what the last steps said; a wish to stop no longer matters, different data do."""
-        if self._pending is not None:
-            self._read(*self._pending)
-
-    def _read(self, flags: list[Any], first: int) -> bool:
-        values = np.asarray(flags)
-        for number, of_step in enumerate(values):
-            check_same_batches(of_step[:FLAGS], self._size, first + number + 1)
-        return bool(values[-1][0] > 0)
+    >>> [step for step in range(100) if is_log_point(step, step, 60)][:4]
+    [0, 3, 6, 9]
+    """
+    every = max(1, steps // LOG_POINTS_PER_EPOCH) if steps else LOG_EVERY_STEPS_OF_UNKNOWN
+    return -first % every <= last - first
 
 
 def _taken(first: int, last: int, batches: Iterator[Batch]) -> list[Batch]:

@@ -29,7 +29,7 @@ def counted_by_rows(model: Any, row_share: Any) -> Iterator[None]:
         row_share: this replica's rows over all rows of the step; 0 where it has none.
     """
     with ExitStack() as stack:
-        for metric, update in _updates(model, lambda weight: None if _depends_on_rows(weight) else row_share):
+        for metric, update in _updates(model, lambda weight: None if depends_on_rows(weight) else row_share):
             stack.enter_context(replaced(metric, "update_state", update))
         yield
 
@@ -65,10 +65,11 @@ def counts_scalars(metric: Any) -> bool:
 
 def _updates(model: Any, share: Share) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """Every metric that may meet a scalar, with its `update_state` for one replica of several."""
+    compiled = [] if model._compile_metrics is None else model._compile_metrics.metrics
     for metric in model.metrics:
         if counts_scalars(metric):
             yield metric, _by_rows(metric, share)
-    for metric in [] if model._compile_metrics is None else model._compile_metrics.metrics:
+    for metric in [*compiled, *model.metrics]:
         if type(metric) is keras.metrics.MeanMetricWrapper:
             yield metric, _function_by_rows(metric, share)
 
@@ -98,6 +99,6 @@ def _function_by_rows(metric: Any, share: Share) -> Callable[..., Any]:
     return updating
 
 
-def _depends_on_rows(weight: Any) -> bool:
+def depends_on_rows(weight: Any) -> bool:
     """Whether a weight adds up over replicas by itself, such as `tf.shape(x)[0]`; a constant does not."""
     return tf.is_tensor(weight) and (tf.executing_eagerly() or tf.get_static_value(weight) is None)

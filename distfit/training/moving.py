@@ -12,11 +12,17 @@ within its one reduction. As a moving average is linear, that is the same as ave
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
 
 from distfit.backends.hooks import replaced
+
+if TYPE_CHECKING:
+    from distfit.training.wire import Wire
 
 
 class _Current(threading.local):
@@ -54,6 +60,33 @@ def noted() -> Iterator[list[Any]]:
         moved.extend(_current.moved.values())
     finally:
         _current.moved = None
+
+
+def averaged(wire: Wire, moved: Sequence[Any], rows: Any, all_rows: Any) -> list[Any]:
+    """What was moved, as the mean over the replicas, weighted by rows: a collective of its own, if there is any.
+
+    Args:
+        rows: of this replica, a float64 scalar.
+        all_rows: of the global batch.
+    """
+    if not moved:
+        return []
+    (total,) = wire.sum([tf.concat(times(rows, moved), axis=0)], name="statistics")
+    return cut(total / all_rows, moved)
+
+
+def times(weight: Any, moved: Sequence[Any]) -> list[Any]:
+    """Flat, in float64. What a replica without rows computed counts for nothing, not even when it is not finite."""
+    flat = [tf.cast(tf.reshape(variable.value, [-1]), tf.float64) for variable in moved]
+    return [tf.math.multiply_no_nan(values, weight) for values in flat]
+
+
+def cut(packed: Any, moved: Sequence[Any]) -> list[Any]:
+    """From one flat tensor to a value for each variable that was moved."""
+    parts = tf.split(packed, [prod(variable.shape) for variable in moved]) if moved else []
+    return [
+        tf.cast(tf.reshape(part, variable.shape), variable.dtype) for part, variable in zip(parts, moved, strict=True)
+    ]
 
 
 def _noting(weight: Any, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:

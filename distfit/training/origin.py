@@ -49,10 +49,12 @@ class Origins:
 
     Args:
         rows: tensors that only this replica has.
+        same_lengths: but for the number of rows, they have the same shapes on every replica.
     """
 
-    def __init__(self, rows: Iterable[Any]) -> None:
+    def __init__(self, rows: Iterable[Any], same_lengths: bool = False) -> None:
         self._eager = tf.executing_eagerly()
+        self._same_lengths = same_lengths
         self._known: dict[tuple[int, str], Origin] = {}
         self._mark(rows, Origin.ROWS)
 
@@ -84,6 +86,8 @@ class Origins:
             if not _is_symbolic(tensor) or _key(tensor) in seen:
                 continue
             seen.add(_key(tensor))
+            if self._same_lengths and _is_length(tensor):
+                continue
             outside = _outside(tensor)
             # A placeholder that stands for nothing outside is an argument: of the step, or of a loop's body.
             own = tensor.op.type in _OWN_OPS or (tensor.op.type == "Placeholder" and not outside)
@@ -105,6 +109,14 @@ def _is_symbolic(value: Any) -> bool:
 
 def _key(tensor: Any) -> tuple[int, str]:
     return id(tensor.graph), tensor.name
+
+
+def _is_length(tensor: Any) -> bool:
+    """Whether it is the size of one axis that is not that of the rows: `tf.shape(x)[1]`."""
+    if tensor.op.type != "StridedSlice" or tensor.op.inputs[0].op.type != "Shape" or tensor.shape.rank != 0:
+        return False
+    axis, rank = tf.get_static_value(tensor.op.inputs[1]), tensor.op.inputs[0].op.inputs[0].shape.rank
+    return axis is not None and rank is not None and int(axis[0]) % rank != 0
 
 
 def _outside(tensor: Any) -> list[Any]:

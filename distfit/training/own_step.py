@@ -39,6 +39,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from distfit.backends.hooks import variables_of
 from distfit.errors import InputError
 from distfit.training import batch_norm, means
+from distfit.training.changes import changed_elsewhere
 from distfit.training.own_hooks import hooked, running
 from distfit.training.reduction import AS_THEY_ARE, Packing
 from distfit.training.replica import Replica
@@ -157,7 +158,10 @@ def build(model: Any, method: str, data_spec: Any) -> None:
         return
     # As Keras traces it: without AutoGraph.
     step = tf.function(lambda data: getattr(model, method)(data), autograph=False)
-    foreign = _changed_elsewhere(step.get_concrete_function(data_spec).graph, model)
+    graph = step.get_concrete_function(data_spec).graph
+    # Keras' global random stream is shared too, if it has been made: to ask for it would make it.
+    stream = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    foreign = changed_elsewhere(graph, [*variables_of(model), *([] if stream is None else [stream.state])])
     if foreign:
         raise InputError(
             f"Expected all that {type(model).__name__}.{method} changes to be found on the model (weights, "
@@ -165,23 +169,3 @@ def build(model: Any, method: str, data_spec: Any) -> None:
             "copies. Make it an attribute of the model (self.d_optimizer = ..., self.add_weight(...)), and name a "
             "metric in `metrics`."
         )
-
-
-# What changes a variable; the first input is its handle.
-_CHANGES = (
-    *("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceStridedSliceAssign"),
-    *("ResourceScatterAdd", "ResourceScatterUpdate", "ResourceScatterNdAdd", "ResourceScatterNdUpdate"),
-    "RngReadAndSkip",
-)
-
-
-def _changed_elsewhere(graph: Any, model: Any) -> list[str]:
-    """The names of variables that a step's graph changes and the model does not know."""
-    # Keras' global random stream is shared too, if it has been made: to ask for it would make it.
-    stream = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    shared = [*variables_of(model), *([] if stream is None else [stream.state])]
-    known = {id(variable._value.handle) for variable in shared}
-    outer = {inner.name: handle for handle, inner in graph.captures}
-    changed = [outer.get(op.inputs[0].name) for op in graph.get_operations() if op.type in _CHANGES]
-    unknown = {id(handle) for handle in changed if handle is not None} - known
-    return sorted({variable.name for variable in graph.variables if id(variable.handle) in unknown})

@@ -81,7 +81,9 @@ def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], packing:
     A sparse one (tf.IndexedSlices, of an Embedding) stays sparse: the rows of all replicas, put together. A dense sum
     would be another training than one device's, as Keras' optimizers square each of the rows that an index has
     (keras 3.15, optimizers/adam.py: the second moment of a word is the sum of the squares of its occurrences), and for
-    a large table it would send mostly zeros.
+    a large table it would send mostly zeros. But where the indices are the same on every replica, as those of the
+    positions in a sentence are, one device has each of them once, with the sum of all rows as its gradient: then the
+    values are added up.
 
     Args:
         shapes: the static one of each gradient.
@@ -93,15 +95,20 @@ def summed(wire: Wire, gradients: Sequence[Any], shapes: Sequence[Any], packing:
     )
     by_index = dict(zip(dense, totals, strict=True))
     return [
-        _gathered(wire, gradient, shapes[index], packing.dtype) if index in sparse else by_index[index]
+        _sparse(wire, gradient, shapes[index], packing.dtype) if index in sparse else by_index[index]
         for index, gradient in enumerate(gradients)
     ]
 
 
-def _gathered(wire: Wire, gradient: tf.IndexedSlices, shape: Any, dtype: str | None) -> tf.IndexedSlices:
+def _sparse(wire: Wire, gradient: tf.IndexedSlices, shape: Any, dtype: str | None) -> tf.IndexedSlices:
     values = tf.ensure_shape(gradient.values, [None, *shape[1:]])
     sent = tf.cast(values, dtype) if dtype else values
-    rows, indices = (wire.gather([part], name)[0] for part, name in ((sent, "rows"), (gradient.indices, "indices")))
+    indices = gradient.indices
+    if wire.alike(indices):
+        (rows,) = wire.sum([sent], "values")
+    else:
+        (rows,) = wire.gather([sent], "rows")
+        (indices,) = wire.gather([indices], "indices")
     return tf.IndexedSlices(tf.cast(rows, values.dtype), indices, tf.constant(list(shape), indices.dtype))
 
 

@@ -161,6 +161,9 @@ class _Differentiable:
     def gather(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return self._wire.gather(tensors, name)
 
+    def alike(self, tensor: Any) -> bool:
+        return self._wire.alike(tensor)
+
     def witness(self, own: Any, total: Any) -> None:
         self._wire.witness(own, total)
 

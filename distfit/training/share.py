@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -140,7 +139,7 @@ class Part:
         has_rows = tf.cast(rows > 0, tf.float64)
         # A term without a divisor still takes its place, as a 1 for each replica that has rows.
         divisors = [has_rows if one is terms.NO_NORMALISER else has_rows * one for one in normalisers]
-        local = tf.stop_gradient(tf.concat([tf.stack([rows, *divisors]), flags, *_times(rows, moved)], axis=0))
+        local = tf.stop_gradient(tf.concat([tf.stack([rows, *divisors]), flags, *moving.times(rows, moved)], axis=0))
         (total,) = self._wire.sum([local], name="small")
         shares = [
             local[1 + index] if one is terms.NO_NORMALISER else _ratio(local[1 + index], total[1 + index])
@@ -149,19 +148,17 @@ class Part:
         ends_of_flags = 1 + len(normalisers) + flags.shape[0]
         return PartWeights(
             replicas=self._replicas,
+            rows=rows,
             all_rows=total[0],
             row_share=_ratio(local[0], total[0]),
             term_shares=None if self._opaque else shares,
             agreed=total[1 + len(normalisers) : ends_of_flags],
-            means=_cut(total[ends_of_flags:] / total[0], moved),
+            means=moving.cut(total[ends_of_flags:] / total[0], moved),
         )
 
     def averaged(self, moved: Sequence[Any], weights: Any) -> list[Any]:
         """Of what a forward pass moved, over the replicas, weighted by rows, where they have met before it."""
-        if not moved:
-            return []
-        (total,) = self._wire.sum([tf.concat(_times(weights.row_share, moved), axis=0)], name="statistics")
-        return _cut(total, moved)
+        return moving.averaged(self._wire, moved, weights.rows, weights.all_rows)
 
     def summed(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Gradients of these variables, summed over the replicas."""
@@ -184,6 +181,7 @@ class PartWeights:
 
     Args:
         replicas: how many there are in the job.
+        rows: of this replica.
         all_rows: rows of the global batch.
         row_share: this replica's rows over all rows; 0 where it has none.
         term_shares: for each compiled loss, this replica's normaliser over the global one, or 1 for a sum;
@@ -195,6 +193,7 @@ class PartWeights:
     def __init__(
         self,
         replicas: int,
+        rows: Any,
         all_rows: Any,
         row_share: Any,
         term_shares: list[Any] | None,
@@ -202,7 +201,8 @@ class PartWeights:
         means: Sequence[Any],
     ) -> None:
         self._replicas = replicas
-        self._all_rows = all_rows
+        self.rows = rows
+        self.all_rows = all_rows
         self.row_share = row_share
         self._term_shares = term_shares
         self.agreed = agreed
@@ -233,25 +233,12 @@ class PartWeights:
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
         """What the loss tracker is given: a value, and how much it counts."""
         if loss.shape.rank == 0:
-            return loss, self._all_rows / self._replicas
+            return loss, self.all_rows / self._replicas
         # Without a reduction it is a value a row, of which Keras tracks the mean.
-        return self.own_loss(loss), self._all_rows * self.row_share
+        return self.own_loss(loss), self.all_rows * self.row_share
 
     def _by_rows(self, loss: Any) -> Any:
         return tf.math.multiply_no_nan(loss, tf.cast(self.row_share * self._replicas, loss.dtype))
-
-
-def _times(weight: Any, moved: Sequence[Any]) -> list[Any]:
-    """Flat, in float64. What a replica without rows computed counts for nothing, not even when it is not finite."""
-    flat = [tf.cast(tf.reshape(variable.value, [-1]), tf.float64) for variable in moved]
-    return [tf.math.multiply_no_nan(values, weight) for values in flat]
-
-
-def _cut(packed: Any, moved: Sequence[Any]) -> list[Any]:
-    parts = tf.split(packed, [prod(variable.shape) for variable in moved]) if moved else []
-    return [
-        tf.cast(tf.reshape(part, variable.shape), variable.dtype) for part, variable in zip(parts, moved, strict=True)
-    ]
 
 
 def _ratio(local: Any, total: Any) -> Any:

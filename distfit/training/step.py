@@ -84,6 +84,10 @@ class Step:
         self.accumulation = Accumulation(model, backend, self._wire, active=not overrides(model, "train_step"))
         self.transfers: dict[str, list[Transfer]] = {}
 
+    def expect(self, ragged: bool) -> None:
+        """Before the first step: whether data of replicas may differ in more than their number of rows."""
+        self._wire.ragged = ragged
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Held around all steps of a run: the model tells the step what several replicas have to know."""
@@ -106,9 +110,9 @@ class Step:
     def test(self, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
         """The loss and metrics of this replica's rows; Keras' logs as it sees them, and the summed flags."""
         if overrides(self._model, "test_step"):
-            with self._recorded("test"):
+            with self._recorded("test", [rows, data]):
                 return self._own.run("test_step", rows, flags, data)
-        with self._recorded("test"), self._counting(rows):
+        with self._recorded("test", [rows, data]), self._counting(rows):
             batch = unpack_x_y_sample_weight(data)
             weights, y_pred = self._test(batch, rows, flags)
             return self._metrics(batch, y_pred, weights), weights.agreed
@@ -137,10 +141,10 @@ class Step:
 
     def _train(self, name: str, rows: Any, flags: Any, data: Any) -> tuple[dict, Any]:
         if overrides(self._model, "train_step"):
-            with self._recorded(name):
+            with self._recorded(name, [rows, data]):
                 logs, agreed = self._own.run("train_step", rows, flags, data)
                 return logs, self._with_evidence(agreed)
-        with self._recorded(name), self._counting(rows):
+        with self._recorded(name, [rows, data]), self._counting(rows):
             batch = unpack_x_y_sample_weight(data)
             gradients_of = self._compiled_gradients if self._in_parts else self._gradients
             weights, y_pred, gradients = gradients_of(batch, rows, flags)
@@ -251,8 +255,8 @@ class Step:
                 self._program(apply)
 
     @contextmanager
-    def _recorded(self, name: str) -> Iterator[None]:
-        with self._wire.step(name) as transfers:
+    def _recorded(self, name: str, data: Any) -> Iterator[None]:
+        with self._wire.step(name, data) as transfers:
             yield
         self.transfers[name] = transfers
 

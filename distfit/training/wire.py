@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from distfit.errors import InputError
+from distfit.training.origin import Origin, Origins
 
 if TYPE_CHECKING:
     from distfit.backends.base import Backend
@@ -40,7 +41,7 @@ class Transfer:
     Args:
         name: unique within the step.
         dtype: of its elements on the wire.
-        elements: how many each replica sends; of a gather, in one row.
+        elements: how many each replica sends; of a gather, or of a sum of any number of rows, in one row.
         gathered: replicas send rows of their own, which are put together; else what they send is added up.
     """
 
@@ -74,6 +75,7 @@ class _Current(threading.local):
     graph: Any = None
     transfers: list[Transfer]
     evidence: list[Any]
+    origins: Origins
 
 
 class Wire:
@@ -81,21 +83,27 @@ class Wire:
 
     Args:
         backend: sums over the replicas.
+
+    Attributes:
+        ragged: the data of replicas may differ in more than their number of rows, as what each rank reads by itself.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._current = _Current()
+        self.ragged = False
 
     @contextmanager
-    def step(self, name: str) -> Iterator[list[Transfer]]:
+    def step(self, name: str, data: Any = ()) -> Iterator[list[Transfer]]:
         """Held around one step; the list is complete on the way out. Replicas each have their own.
 
         Args:
             name: of the step; its collectives are named after it.
+            data: what only this replica has.
         """
         current = self._current
         current.step, current.graph, current.transfers, current.evidence = name, _graph(), [], []
+        current.origins = Origins([data], same_lengths=not self.ragged)
         try:
             yield current.transfers
         finally:
@@ -105,7 +113,7 @@ class Wire:
         """Each tensor summed over all replicas, none of them a gradient's way.
 
         Args:
-            tensors: dense, of static shapes that are the same on every replica.
+            tensors: dense, of shapes that are the same on every replica, and static but for the number of rows.
             name: the second one of a name within a step gets a number.
 
         Raises:
@@ -142,6 +150,30 @@ class Wire:
         """
         return [self._send(self._backend.gather, tensor, name, gathered=True) for tensor in tensors]
 
+    def differentiable_gather(self, tensor: Any, name: str) -> Any:
+        """As `gather`, of one tensor, through which gradients flow: what all replicas ask of this one's rows.
+
+        The backward pass makes the second collective, the sum of what each asks of all rows.
+        """
+
+        @tf.custom_gradient
+        def gathered(rows: Any) -> tuple[Any, Any]:
+            (every,) = self.gather([rows], name)
+            (counts,) = self.gather([tf.shape(rows)[:1]], f"{name}.rows")
+            first = tf.reduce_sum(counts[: self._backend.replica()])
+
+            def gradient(upstream: Any) -> Any:
+                asked = self.differentiable_sum(upstream, f"{name}.gradient")
+                return tf.ensure_shape(asked[first : first + tf.shape(rows)[0]], rows.shape)
+
+            return every, gradient
+
+        return gathered(tensor)
+
+    def alike(self, tensor: Any) -> bool:
+        """Whether a tensor of this step is known to be the same on every replica."""
+        return self._current.origins.of(tensor) is Origin.SAME
+
     def witness(self, own: Any, total: Any) -> None:
         """Look at a sample of what this replica sent and of what came back."""
         stride = max(1, own.shape[0] // _SAMPLE)
@@ -169,7 +201,8 @@ class Wire:
                 "others would wait for ever. Move it out, or "
                 "train with one replica."
             )
-        elements = (tensor.shape[1:] if gathered else tensor.shape).num_elements()
+        by_row = gathered or tensor.shape.num_elements() is None
+        elements = (tensor.shape[1:] if by_row else tensor.shape).num_elements()
         transfer = Transfer(self._unique(name), tensor.dtype.name, elements, gathered)
         current.transfers.append(transfer)
         (result,) = collective([tensor], name=transfer.name)

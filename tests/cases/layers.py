@@ -24,6 +24,29 @@ def embeddings(engine) -> Result:
 
 
 @keras.saving.register_keras_serializable("tests")
+class Placed(keras.layers.Layer):
+    """Adds to each word what its place in the sentence is worth, as keras.io's transformers do."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.places = keras.layers.Embedding(6, 4)
+
+    def build(self, shape: Any) -> None:
+        self.places.build((6,))
+
+    def call(self, x: Any) -> Any:
+        return x + self.places(keras.ops.arange(keras.ops.shape(x)[1]))
+
+
+@case()
+def places(engine) -> Result:
+    """Embeddings of places in a sentence, which each row has: one sparse gradient for all rows, under Adam"""
+    tokens = seeded_input(None, dtype="int32")
+    h = Placed()(keras.layers.Embedding(20, 4)(tokens))
+    return engine.fit(classifying(tokens, keras.layers.GlobalAveragePooling1D()(h), adam()), TOKENS, LABEL)
+
+
+@keras.saving.register_keras_serializable("tests")
 class Unused(keras.layers.Layer):
     """Has a weight that gets no gradient, and a count that it moves by itself."""
 

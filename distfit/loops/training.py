@@ -1,0 +1,333 @@
+"""The run around hand-written steps: epochs, callbacks under their policies, validation, agreement, in the order of
+`distfit.fit`, so that a documented loop ends with the same bits.
+
+    with training(session, Trainee(...), train, Run(epochs=3)) as run:
+        for epoch in run:
+            for batch in train:
+                step(batch)
+            run.validate(test, valid)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.utils.python_utils import pythonify_logs
+
+from distfit import checks, prepare
+from distfit.backends.hooks import variables_of
+from distfit.callbacks.saver import MODEL_FILE
+from distfit.errors import InputError
+from distfit.loops.batches import Batches, GlobalBatch, HandStep, Pass
+from distfit.monitor.announce import announce
+from distfit.training.by_hand import ByHand
+from distfit.training.in_sync import EVERY_STEPS, InSync, saves
+from distfit.training.interrupt import Interrupt
+from distfit.training.loop import is_log_point
+from distfit.training.memory import explained
+from distfit.training.metrics import global_results, leave_global
+from distfit.training.step import Choices
+from distfit.training.traced import traced
+
+if TYPE_CHECKING:
+    from distfit.data.feed import Feed
+    from distfit.loops.trainee import Trainee
+    from distfit.session import Session
+
+Folder = str | os.PathLike | None
+# Of the beginning of a step, and of its end with logs.
+Told: TypeAlias = tuple[Callable[..., None], Callable[..., None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a user chose about a hand-written training; the fields are arguments of `distfit.fit`."""
+
+    epochs: int = 1
+    initial_epoch: int = 0
+    callbacks: Any = None
+    verbose: str | int = "auto"
+    log_dir: Folder = None
+    checkpoint: Folder = None
+    in_sync_steps: int = EVERY_STEPS
+    choices: Choices = field(default_factory=Choices)
+
+
+@contextmanager
+def training(session: Session, trainee: Trainee, data: Batches, run: Run) -> Iterator[Training]:
+    """The models in the hands of the session's engine, with callbacks told of beginning and end. Collective.
+
+    Raises:
+        InputError: something cannot be run, or ranks differ; on every rank.
+    """
+    model, feed = trainee.first, data.feed
+    session.from_chief(lambda: checks.writable(run.log_dir, run.checkpoint))
+    prepare.same_compilation(session, trainee)
+    prepare.same_signature(session, trainee, feed)
+    with explained(session, feed.source.batch_size), session.backend.adopted(trainee):
+        by_hand = session.agree(lambda: ByHand(trainee, session.backend, run.choices))
+        session.from_chief(lambda: checks.room(run.checkpoint, variables_of(trainee)))
+        announce(session, trainee, feed, data.seed, run.choices, run.log_dir, run.checkpoint, run.verbose)
+        own = session.agree(lambda: prepare.callbacks(session, run.callbacks, run.log_dir, run.checkpoint))
+        with (
+            prepare.listening(session, model, own, feed, run.epochs, run.verbose, history=True) as callbacks,
+            by_hand.installed(),
+        ):
+            loop = Training(session, trainee, data, run, callbacks, by_hand)
+            with loop.running():
+                yield loop
+
+
+class Training:
+    """A hand-written training that has begun; `Session.training` gives one.
+
+    Iterate it for the numbers of its epochs; between two of them metrics are reset, callbacks told, and every rank
+    asked whether it wants to stop.
+
+    Attributes:
+        history: keras.callbacks.History, with global numbers.
+    """
+
+    def __init__(
+        self, session: Session, trainee: Trainee, data: Batches, run: Run, callbacks: Any, by_hand: ByHand
+    ) -> None:
+        self._session = session
+        self._trainee = trainee
+        self._data = data
+        self._run = run
+        self._callbacks = callbacks
+        self._by_hand = by_hand
+        file = None if run.checkpoint is None else Path(run.checkpoint) / MODEL_FILE
+        self._in_sync = InSync(trainee, session, run.in_sync_steps, file)
+        self._saves = session.transport.broadcast(saves(callbacks.callbacks))
+        self._interrupt = Interrupt()
+        self._functions: dict[tuple[HandStep, Feed], Callable[..., Any]] = {}
+        self._passes: list[Pass] = []
+        self._first_epoch = self._epoch = run.initial_epoch
+        self._in_epoch = False
+        self._logs: dict[str, Any] = {}
+        self._validated: dict[str, Any] = {}
+
+    @property
+    def history(self) -> keras.callbacks.History:
+        return self._trainee.first.history
+
+    def __iter__(self) -> Iterator[int]:
+        for epoch in range(self._first_epoch, self._run.epochs):
+            self._begin(epoch)
+            yield epoch
+            self._end(epoch)
+            if self._any_wants_to_stop():
+                break
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """From the beginning of the training to its end."""
+        model = self._trainee.first
+        self._data.feed.reset()
+        model.stop_training = False
+        with self._interrupt.heard():
+            self._callbacks.on_train_begin()
+            # A callback that restores a run says where it stopped, as to keras.Model.fit.
+            self._first_epoch = self._epoch = model._initial_epoch or self._run.initial_epoch
+            self._data.feed.start_at(self._first_epoch)
+            self._in_sync.at_start()
+            yield
+            self._finish_passes()
+            self._by_hand.finalize()
+            self._in_sync.at_end()
+            self._callbacks.on_train_end(logs=self._logs)
+        if self._session.num_replicas > 1:
+            leave_global(self._trainee, self._session.backend)
+
+    def passing(self, data: Batches) -> Iterator[GlobalBatch]:
+        """One pass over data; of those that are trained on, callbacks hear of every step.
+
+        Raises:
+            InputError: they are trained on, and this is no epoch.
+        """
+        model = self._trainee.first
+        if data is not self._data:
+            return self._pass(data, "other data", (_nobody, _nobody), lambda: False)
+        if not self._in_epoch:
+            raise InputError(
+                "Expected the data that are trained on to be iterated within an epoch, where metrics and callbacks "
+                "know of them, received a pass outside. Write `for epoch in training:` around it."
+            )
+        told = self._callbacks.on_train_batch_begin, self._callbacks.on_train_batch_end
+        return self._pass(data, f"epoch {self._epoch + 1}", told, lambda: bool(model.stop_training))
+
+    def validate(self, step: HandStep, data: Batches, prefix: str = "val_") -> dict[str, float]:
+        """One pass of a step over validation data. The epoch's own metrics go on afterwards, where they were.
+
+        Args:
+            step: a `@session.step` that updates metrics and no weights.
+            data: of `Session.batches`, others than those that are trained on.
+            prefix: of the names; a second set of data needs another one.
+
+        Returns:
+            The metrics of the training over these data, global, by the names `val_*`; the epoch's logs have them, too.
+
+        Raises:
+            InputError: it is no step, or these are no such data.
+        """
+        self._check_validation(step, data)
+        callbacks, model = self._callbacks, self._trainee.first
+        data.feed.reset()
+        model.stop_evaluating = False
+        with self._metrics_kept():
+            callbacks.on_test_begin()
+            self._trainee.reset_metrics()
+            told = callbacks.on_test_batch_begin, callbacks.on_test_batch_end
+            where = f"epoch {self._epoch + 1}, validation"
+            for batch in self._pass(data, where, told, lambda: bool(model.stop_evaluating)):
+                step(batch)
+            found = self._results()
+            callbacks.on_test_end(found)
+        validated = {f"{prefix}{name}": value for name, value in found.items()}
+        self._validated.update(validated)
+        return validated
+
+    def run(self, step: HandStep, batch: GlobalBatch) -> list[Any]:
+        """A step on every replica; what it returned on those of this process."""
+        session, feed = self._session, batch.of.feed
+        with explained(session, feed.source.batch_size), session.watch.waiting(session.watch.position):
+            function = self._function(step, feed)
+            of_replicas = function(tf.constant(float(batch.of.wish()), tf.float64), batch.tensors)
+        batch.of.ran([flags for _, flags in of_replicas])
+        return [result for result, _ in of_replicas]
+
+    def _begin(self, epoch: int) -> None:
+        self._epoch, self._in_epoch = epoch, True
+        self._validated = {}
+        self._trainee.reset_metrics()
+        self._callbacks.on_epoch_begin(epoch)
+
+    def _end(self, epoch: int) -> None:
+        self._in_epoch = False
+        self._finish_passes()
+        self._logs = {**self._results(), **self._validated}
+        if self._saves:
+            self._in_sync.before_saving()
+        self._callbacks.on_epoch_end(epoch, self._logs)
+
+    def _finish_passes(self) -> None:
+        """Those that were left before their end."""
+        for one in self._passes:
+            one.finish()
+        self._passes = []
+
+    def _pass(self, data: Batches, where: str, told: Told, wish: Callable[[], bool]) -> Iterator[GlobalBatch]:
+        """One pass; between two batches, what `distfit.fit` does there.
+
+        Args:
+            told: of each batch's beginning and end.
+            wish: whether a callback wants this pass to end.
+        """
+        (begin, end), feed = told, data.feed
+        own = self._new_pass(feed, wish)
+        shown: dict[str, Any] = {}
+        with feed.catch_stop_iteration(), own.going_on():
+            for first, last, batches in feed:
+                self._interrupt.check()
+                begin(first)
+                self._session.watch.position = f"{where}, step {first + 1}"
+                own.begin(first)
+                yield GlobalBatch(own, next(batches))
+                if is_log_point(first, last, feed.num_batches):
+                    shown = self._shown()
+                if data is self._data:
+                    self._in_sync.after(1, own.flags)
+                end(last, shown)
+                if own.agreed_to_stop():
+                    break
+        own.finish()
+        self._passes.remove(own)
+
+    def _new_pass(self, feed: Feed, wish: Callable[[], bool]) -> Pass:
+        if any(one.goes_on and one.feed is feed for one in self._passes):
+            raise InputError(
+                "Expected one pass over the same data at a time, received one inside of another. Make other batches of "
+                "them: session.batches(...)."
+            )
+        self._passes.append(Pass(feed, self._session.size, wish))
+        return self._passes[-1]
+
+    def _check_validation(self, step: HandStep, data: Batches) -> None:
+        if not isinstance(step, HandStep):
+            raise InputError(
+                f"Expected training.validate to be given a @session.step, received {type(step).__name__}. Write "
+                "@session.step over a function of what a batch holds: def test(x, y)."
+            )
+        if not isinstance(data, Batches) or data is self._data:
+            received = "those that are trained on" if data is self._data else type(data).__name__
+            raise InputError(
+                f"Expected data of their own to validate on, received {received}. Write "
+                "valid = session.batches(x_valid, y_valid, batch_size=64, shuffle=False)."
+            )
+
+    @contextmanager
+    def _metrics_kept(self) -> Iterator[None]:
+        """The metrics' states come back afterwards, each replica's own."""
+        states = [variable for metric in self._trainee.metrics for variable in metric.variables]
+        backend = self._session.backend
+
+        def restore(*values: Any) -> None:
+            for variable, value in zip(states, values, strict=True):
+                variable.assign(value)
+
+        replicas = [()] * self._session.topology.replicas_per_process
+        before = backend.run(lambda: [tf.identity(variable.value) for variable in states], replicas)
+        yield
+        backend.run(restore, before)
+
+    def _function(self, step: HandStep, feed: Feed) -> Callable[..., Any]:
+        key = (step, feed)
+        if key not in self._functions:
+            self._functions[key] = self._traced(step, feed)
+        return self._functions[key]
+
+    def _traced(self, step: HandStep, feed: Feed) -> Callable[..., Any]:
+        @wraps(step.function, updated=())
+        def on_replica(rows: Any, flags: Any, data: Any) -> tuple[Any, Any]:
+            return self._by_hand.run(step.name, step.function, rows, flags, data)
+
+        transfers, session = self._by_hand.transfers, self._session
+        self._by_hand.expect(ragged=feed.source.uneven)
+        function = traced(
+            session, on_replica, feed.element_spec, lambda: transfers.get(step.name, []), step.run_eagerly
+        )
+        if not step.run_eagerly:
+            session.agree(lambda: self._by_hand.check_changes(step.name, function.get_concrete_function().graph))
+        return function
+
+    def _shown(self) -> dict[str, Any]:
+        """As `_results`; of one replica tensors, which cost no wait where no callback reads them."""
+        return self._trainee.get_metrics_result() if self._session.num_replicas == 1 else self._results()
+
+    def _results(self) -> dict[str, Any]:
+        """The metrics since their last reset, over all replicas."""
+        if self._session.num_replicas == 1:
+            return pythonify_logs(self._trainee.get_metrics_result())
+        with self._session.watch.waiting("the sum of metrics"):
+            return pythonify_logs(global_results(self._trainee, self._session.backend))
+
+    def _any_wants_to_stop(self) -> bool:
+        model = self._trainee.first
+        with self._session.watch.waiting("the end of an epoch"):
+            wishes = self._session.transport.sum(np.array([bool(model.stop_training)], np.float64))
+        model.stop_training = bool(wishes[0])
+        return model.stop_training
+
+
+def _nobody(step: int, logs: Any = None) -> None:
+    """Of data beside those that are trained on no callback hears."""
