@@ -91,7 +91,7 @@ def fit(
             with synchronized=True. The saved model is plain Keras either way.
         reduction_dtype: gradients travel and are added in this type: "float16" and "bfloat16" halve the bytes and
             round. None leaves each its own, which keeps the guarantee above; so does "float32" for gradients of that.
-        bucket_bytes: of gradients that travel together, at most; a larger gradient travels alone. The default of 32 MiB
+        bucket_bytes: of gradients that travel together, at most; a larger gradient travels alone. The default of 16 MiB
             was measured (benchmarks/bucket_size.py); the sums are the same to rounding whatever it is.
         in_sync_steps: replicas compare all that they have in common, bit for bit, at the start, after the first
             update, whenever so many steps have been made, before the model is saved, and at the end. The default costs

@@ -103,7 +103,7 @@ def launch_ranks(
 
 
 def run_as_threads(function: Callable[[], Value], ranks: int = 3, *, limit_s: float = 120.0) -> list[Value]:
-    """Call a function on ranks that are threads of this process: a distributed run in a test, within a second.
+    """Call a function on ranks that are threads of this process: a distributed run in a test, within seconds.
 
     Args, returns and raises: as `distfit.thread_ranks.run`, which says what threads share and processes do not.
 

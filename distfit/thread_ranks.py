@@ -1,4 +1,4 @@
-"""Ranks as threads of this process: a distributed run in a test, within a second and without a launcher.
+"""Ranks as threads of this process: a distributed run in a test, within seconds and without a launcher.
 
     def train():
         keras.utils.set_random_seed(1)
@@ -11,8 +11,7 @@ Inside, `distfit.init()` and `distfit.fit` see a job of three ranks: each has a 
 the data of its own, and all numbers are global, as under mpirun. What is tried in this way: callbacks, data, metrics, a
 train_step. What is not: launching, Horovod, the failure watch, speed.
 
-Each rank traces its own steps, which is most of what a short test waits for: `model.compile(run_eagerly=True)` spares
-it.
+Each rank traces its own steps, one after the other, which is most of what a short test waits for.
 
 What threads share and processes do not: modules and what lies in them (keep what a rank leaves behind in what it
 returns), `keras.config.set_floatx`, environment variables, the working directory, and TensorFlow's own streams of

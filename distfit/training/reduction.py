@@ -18,9 +18,9 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from distfit.training.wire import Wire
 
-# Large enough that latency is small beside transfer on a 10 Gbit/s link (25 ms against 0.1 ms), small enough
-# that a model of 100 MB has several, so that all but the last can hide behind the backward pass.
-BUCKET_BYTES = 32 * 2**20
+# Measured (benchmarks/bucket_size.py, docs/guides/communication.md): larger ones begin to travel late, and their copies
+# leave the caches; smaller ones are more collectives, which a slow link between hosts makes dear.
+BUCKET_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
