@@ -29,7 +29,7 @@ def settle_seed(session: Session, seed: int | None) -> int:
         InputError: it is no whole number from 0 to 2**32 - 1, or scripts have set different ones; on every rank.
     """
     if seed is not None:
-        session.agree(lambda: _check(seed))
+        session.agree(lambda: check(seed))
         keras.utils.set_random_seed(seed)
         return seed
     own = get_random_seed()
@@ -44,6 +44,10 @@ def settle_seed(session: Session, seed: int | None) -> int:
     return settled
 
 
-def _check(seed: int) -> None:
+def check(seed: int) -> None:
+    """
+    Raises:
+        InputError: it is no whole number from 0 to 2**32 - 1.
+    """
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"Expected seed to be a whole number from 0 to {2**32 - 1}, received {seed!r}.")

@@ -6,8 +6,10 @@ as plain Keras and TensorFlow do, without a line of distfit (tests/plain_loops.p
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from distfit import thread_ranks
 from distfit.errors import InputError
@@ -263,3 +265,37 @@ def test_ranks_whose_loops_differ_end_with_a_report(jobs, name):
 def test_ranks_that_ask_for_other_batches_are_refused():
     with pytest.raises(InputError, match=r"(?s)^Expected the same call on every rank, received:.*batch_size +12 +13"):
         thread_ranks.run(lambda: another_batch_size(init()), ranks=2)
+
+
+def of_a_plain_model(session, **options):
+    """A model that is not compiled, on arrays that nobody has seeded, left after an epoch; its history."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    optimizer, mean = keras.optimizers.SGD(0.1), keras.metrics.Mean("loss")
+
+    @session.step
+    def train(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+            scaled = session.scale_loss(loss)
+        session.apply(optimizer, tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+        mean.update_state(loss)
+
+    data = session.batches(np.random.default_rng(0).normal(size=(12, 3)), batch_size=4, seed=5)
+    with session.training(model, optimizer, data, metrics=mean, epochs=3, verbose=0, **options) as training:
+        for _ in training:
+            for batch in data:
+                train(batch)
+            break
+    return training.history.history
+
+
+def test_an_epoch_that_a_break_has_left_is_in_the_history_and_the_logs(tmp_path):
+    one, other = thread_ranks.run(lambda: of_a_plain_model(init(), log_dir=tmp_path), ranks=2)
+    assert len(one["loss"]) == 1
+    assert one == other
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_steps_between_comparisons_are_checked():
+    with pytest.raises(InputError, match=r"^Expected in_sync_steps to be a whole number of at least 1, received 0"):
+        thread_ranks.run(lambda: of_a_plain_model(init(), in_sync_steps=0), ranks=2)

@@ -128,7 +128,8 @@ class Horovod(Backend):
         same bits on every rank."""
         import tensorflow as tf
 
-        size, elements = self.topology.size, tensor.shape.num_elements()
+        # Not the static size: how many rows an Embedding's gradient has is known when it runs.
+        size, elements = self.topology.size, tf.size(tensor)
         length = -(-elements // size)
         padded = tf.pad(tf.reshape(tensor, [-1]), [[0, length * size - elements]])
         sent = _never_folded(tf.bitcast(padded, tf.uint16))
@@ -136,7 +137,7 @@ class Horovod(Backend):
         addends = tf.unstack(tf.cast(tf.reshape(received, [size, length]), tf.float32))
         total = functools.reduce(tf.add, addends)  # tf.add_n promises no order
         parts = self._gather(tf.cast(total, tensor.dtype), f"{name}.total")
-        return tf.reshape(parts[:elements], tensor.shape)
+        return tf.ensure_shape(tf.reshape(parts[:elements], tf.shape(tensor)), tensor.shape)
 
     def _gather(self, tensor: Any, name: str) -> Any:
         import tensorflow as tf

@@ -25,9 +25,8 @@ from distfit.checking.rows import RowWatch, random_layers
 from distfit.checking.spec import Facts, Spec
 from distfit.data.local import Local
 from distfit.errors import InputError
-from distfit.monitor.announce import unequal
+from distfit.monitor.announce import normalises_by_replica, unequal
 from distfit.session import Session, init
-from distfit.training import batch_norm
 from distfit.training.own_step import overrides
 from distfit.training.step import Choices
 
@@ -39,7 +38,7 @@ OF_LOCAL = "distfit.local: which records each rank reads is the script's own cho
 # They run a function of the script's, which may write.
 _OF_SCRIPTS = (keras.callbacks.LambdaCallback,)
 # They write, or train more replicas otherwise on purpose.
-_NOT_USED = {"log_dir": None, "checkpoint": None, "learning_rate_scaling": None}
+_NOT_USED = {"log_dir": None, "checkpoint": None, "learning_rate_scaling": None, "warmup_epochs": 0.0}
 
 
 class Caught:
@@ -62,9 +61,8 @@ class Caught:
         call = given.arguments
         session = init()
         chosen, left_out = callbacks_that_decide(call["callbacks"])
-        left_out += [name for name in _NOT_USED if call.get(name) is not None]
-        call |= {name: value for name, value in _NOT_USED.items() if name in call}
-        call |= {"callbacks": chosen, **_training_rows(session, call)}
+        left_out += [name for name, unused in _NOT_USED.items() if call[name] != unused]
+        call |= {"callbacks": chosen, **_NOT_USED, **_training_rows(session, call)}
         call["sync_batch_norm"] = call["sync_batch_norm"] or self._spec.run.variant.sync_batch_norm
         steps = Steps()
         model = self._trained(call, steps)
@@ -187,14 +185,6 @@ def why_not_evaluated(model: keras.Model, x: Any) -> str:
     if own_training and (model._compile_loss is None or type(model).call is keras.Model.call):
         return "the model has a train_step of its own, and no test_step"
     return ""
-
-
-def normalises_by_replica(model: keras.Model, choices: Choices) -> bool:
-    """Whether a BatchNormalization of the model takes the moments of a replica's rows."""
-    together = batch_norm.layers_of(model, everywhere=choices.sync_batch_norm)
-    layers = model._flatten_layers(include_self=False)
-    found = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    return len(found) > len(together)
 
 
 def dtype_of(model: keras.Model) -> str:

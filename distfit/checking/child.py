@@ -92,7 +92,7 @@ def _start(spec: Spec, folder: Path) -> None:
 def _run(target: Target, float64: bool) -> None:
     if target.kind is Kind.script:
         sys.argv = [target.name, *target.arguments]
-        sys.path[0] = str(Path(target.name).resolve().parent)
+        sys.path.insert(0, str(Path(target.name).resolve().parent))
         runpy.run_path(target.name, run_name="__main__")
     elif target.kind is Kind.configuration:
         from distfit import config, experiment

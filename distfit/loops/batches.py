@@ -91,6 +91,10 @@ class GlobalBatch:
     tensors: Batch
 
 
+class _UnknownLength(InputError, TypeError):
+    """Also what `list` and tqdm take for an answer."""
+
+
 class Batches:
     """Data that a hand-written loop passes over, once an epoch: made by `Session.batches`.
 
@@ -112,7 +116,7 @@ class Batches:
 
     def __len__(self) -> int:
         if self.feed.num_batches is None:
-            raise InputError(
+            raise _UnknownLength(
                 "Expected data of a known number of batches, received data that only their end tells. Count the steps "
                 "in the loop, or pass steps=... to session.batches."
             )

@@ -9,6 +9,7 @@ from distfit.data.sources import Request
 from distfit.errors import InputError
 from distfit.loops.batches import Batches
 from distfit.loops.training import Run
+from distfit.seeds import check as check_seed
 from distfit.seeds import settle_seed
 from distfit.training.in_sync import EVERY_STEPS
 from distfit.training.reduction import BUCKET_BYTES
@@ -34,7 +35,10 @@ def batches_of(
             "init().batches", x=type(x).__name__, batch_size=batch_size, shuffle=shuffle, steps=steps, seed=seed
         )
         session.agree(lambda: checks.arguments("auto", steps=steps))
-        settled = settle_seed(session, None) if seed is None else seed
+        session.agree(lambda: None if seed is None else check_seed(seed))
+        # Whatever the order of records: arrays are shuffled by the process's random state, which ranks must share.
+        of_job = settle_seed(session, None)
+        settled = of_job if seed is None else seed
         request = Request(y, sample_weight, None, batch_size, steps, shuffle, settled)
         return Batches(session, prepare.feed_of_any(session, x, request, endless=shuffle), settled)
 
@@ -51,11 +55,9 @@ def run_of(
     """The arguments of `Session.training` that say how, compared and checked; None takes the default."""
     choices = Choices(sync_batch_norm, reduction_dtype, BUCKET_BYTES if bucket_bytes is None else bucket_bytes)
     run = Run(in_sync_steps=EVERY_STEPS if in_sync_steps is None else in_sync_steps, choices=choices, **chosen)
-    session.same_call(
-        "init().training", epochs=run.epochs, initial_epoch=run.initial_epoch, in_sync_steps=run.in_sync_steps,
-        **vars(choices),
-    )  # fmt: skip
-    session.agree(lambda: checks.arguments(run.verbose, epochs=run.epochs, initial_epoch=run.initial_epoch))
+    lengths = {name: getattr(run, name) for name in ("epochs", "initial_epoch", "in_sync_steps")}
+    session.same_call("init().training", **lengths, **vars(choices))
+    session.agree(lambda: checks.arguments(run.verbose, **lengths))
     session.agree(lambda: checks.choices(choices, session.backend))
     return run
 

@@ -60,8 +60,9 @@ class HandWritten:
             batch_size: rows of one step over all replicas. Default: 32, or the data's own.
             shuffle: the order of arrays and records is another one in each pass; False for validation data.
             steps: of one pass, as `steps_per_epoch` of `distfit.fit`. None means all of the data.
-            seed: of the order of records. None takes what the script has set with keras.utils.set_random_seed, the
-                same on every rank, or what the chief draws.
+            seed: of the order of records; arrays are shuffled by the script's random state, as in keras.Model.fit.
+                None takes what the script has set with keras.utils.set_random_seed, the same on every rank, or what the
+                chief draws.
 
         Returns:
             An iterable of one opaque batch a step, for `step` functions. Ranks get the same number of them.
@@ -159,11 +160,11 @@ class HandWritten:
             )
             session.agree(lambda: check_is_data(data))
             trainee = session.agree(lambda: trainee_of(models, optimizers, metrics, variables))
-            with training(session, trainee, data, run) as self._training:
-                try:
+            try:
+                with training(session, trainee, data, run) as self._training:
                     yield self._training
-                finally:
-                    self._training = None
+            finally:  # callbacks of the end may still use it
+                self._training = None
 
     def in_training(self) -> Training:
         """The hand-written training that goes on.

@@ -79,6 +79,7 @@ def training(session: Session, trainee: Trainee, data: Batches, run: Run) -> Ite
         announce(session, trainee, feed, data.seed, run.choices, run.log_dir, run.checkpoint, run.verbose)
         own = session.agree(lambda: prepare.callbacks(session, run.callbacks, run.log_dir, run.checkpoint))
         with (
+            _with_an_optimizer(model),
             prepare.listening(session, model, own, feed, run.epochs, run.verbose, history=True) as callbacks,
             by_hand.installed(),
         ):
@@ -142,6 +143,8 @@ class Training:
             self._data.feed.start_at(self._first_epoch)
             self._in_sync.at_start()
             yield
+            if self._in_epoch:  # which a `break` has left
+                self._end(self._epoch)
             self._finish_passes()
             self._by_hand.finalize()
             self._in_sync.at_end()
@@ -223,6 +226,8 @@ class Training:
     def _finish_passes(self) -> None:
         """Those that were left before their end."""
         for one in self._passes:
+            if one.feed is self._data.feed and one.flags:
+                self._in_sync.after(1, one.flags)
             one.finish()
         self._passes = []
 
@@ -240,9 +245,10 @@ class Training:
             for first, last, batches in feed:
                 self._interrupt.check()
                 begin(first)
-                self._session.watch.position = f"{where}, step {first + 1}"
+                position = self._session.watch.position = f"{where}, step {first + 1}"
                 own.begin(first)
                 yield GlobalBatch(own, next(batches))
+                self._session.watch.position = position  # a validation within the batch had its own
                 if is_log_point(first, last, feed.num_batches):
                     shown = self._shown()
                 if data is self._data:
@@ -327,6 +333,20 @@ class Training:
             wishes = self._session.transport.sum(np.array([bool(model.stop_training)], np.float64))
         model.stop_training = bool(wishes[0])
         return model.stop_training
+
+
+@contextmanager
+def _with_an_optimizer(model: Any) -> Iterator[None]:
+    """TensorBoard (log_dir) asks every model for its optimizer; one that is not compiled answers None meanwhile."""
+    if hasattr(model, "optimizer"):
+        yield
+        return
+    model.optimizer = None
+    try:
+        yield
+    finally:
+        if model.optimizer is None:
+            del model.optimizer
 
 
 def _nobody(step: int, logs: Any = None) -> None:

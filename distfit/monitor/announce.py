@@ -64,7 +64,7 @@ def announce(
 def unequal(model: keras.Model, choices: Choices, supports_jit: bool) -> list[str]:
     """What several replicas do otherwise than one device would, a sentence each."""
     notes = own_step.notes(model)
-    if _normalises_by_replica(model, choices):
+    if normalises_by_replica(model, choices):
         notes.append(
             "BatchNormalization: each replica normalises with the moments of its own rows; sync_batch_norm=True takes "
             "those of the global batch."
@@ -134,7 +134,8 @@ def _rounds(model: keras.Model, choices: Choices) -> bool:
     return any(tf.as_dtype(weight.dtype).size > sent for weight in model.trainable_weights)
 
 
-def _normalises_by_replica(model: keras.Model, choices: Choices) -> bool:
+def normalises_by_replica(model: keras.Model, choices: Choices) -> bool:
+    """Whether a BatchNormalization of the model takes the moments of a replica's rows."""
     together = {id(layer) for layer in batch_norm.layers_of(model, everywhere=choices.sync_batch_norm)}
     layers = model._flatten_layers(include_self=False)
     return any(isinstance(layer, keras.layers.BatchNormalization) and id(layer) not in together for layer in layers)

@@ -60,7 +60,7 @@ _KINDS = {
 class Verdict(Enum):
     """What an update says about the summing of gradients."""
 
-    NOTHING = "no replica sent a gradient"
+    NOTHING = "no replica sent a gradient that is dense and not zero"
     NOT_FINITE = "gradients are not finite"
     LOCAL = "nobody got anything from the others"
     SUMMED = "the others' gradients were applied"

@@ -42,6 +42,10 @@ _OPAQUE = (
     "If StatelessIf Case StatelessCase While StatelessWhile PartitionedCall StatefulPartitionedCall PyFunc EagerPyFunc"
 )
 _OWN_OPS = frozenset(f"{_RANDOM} {_OPAQUE}".split())
+_GATHERS = ("GatherV2", "ResourceGather")
+# What they answer is as long as what they are given, but for the rows; a gather as its indices.
+_KEEP_LENGTHS = ("Identity", "Cast", "AddV2", "Add", "Sub", "Mul", "RealDiv", "Less", "SelectV2", *_GATHERS)
+_OF_ONE_SIZE = ("Const", "ReadVariableOp")
 
 
 class Origins:
@@ -86,7 +90,7 @@ class Origins:
             if not _is_symbolic(tensor) or _key(tensor) in seen:
                 continue
             seen.add(_key(tensor))
-            if self._same_lengths and _is_length(tensor):
+            if self._same_lengths and _is_length(tensor) and self._keeps_lengths(tensor.op.inputs[0].op.inputs[0]):
                 continue
             outside = _outside(tensor)
             # A placeholder that stands for nothing outside is an argument: of the step, or of a loop's body.
@@ -96,6 +100,19 @@ class Origins:
                 yield origin
                 continue
             pending.extend([*tensor.op.inputs, *outside])
+
+    def _keeps_lengths(self, tensor: Any) -> bool:
+        """Whether a tensor is as long as the data are; what is cut at a length that a replica's rows tell is not."""
+        pending = [tensor]
+        while pending:
+            one = pending.pop()
+            outside = _outside(one)
+            if _key(one) in self._known or one.op.type in _OF_ONE_SIZE or one.shape.rank == 0:
+                continue
+            if not outside and one.op.type not in _KEEP_LENGTHS:
+                return False
+            pending.extend(outside or (one.op.inputs[1:2] if one.op.type in _GATHERS else one.op.inputs))
+        return True
 
 
 def _is_tensor(value: Any) -> bool:
