@@ -111,6 +111,24 @@ def constant_inputs_are_summed_once(session):
             assert second.tolist() == [sum(range(session.num_replicas))]
 
 
+def sums_have_the_same_bits_whoever_needs_an_addend_later(session):
+    """TensorFlow's `add_n` begins with an addend whose buffer is free, so that its order depends on the rest of the
+    graph and on which replica is done first."""
+
+    def summed(free):
+        def on_replica(number):
+            own = tf.gather(tf.constant([1.0, 1e16, -1e16], tf.float64), tf.cast(number, tf.int32) % 3) * tf.ones(
+                [4], tf.float64
+            )
+            (total,) = session.backend.sum([own], name="addend")
+            return total, total if session.backend.replica() == free else own
+
+        return [total.tolist() for total, _ in _run(session, on_replica)]
+
+    found = [summed(free) for free in (None, *range(session.num_replicas))]
+    assert found == found[:1] * len(found)
+
+
 def host_values_travel(session):
     ranks = list(range(session.size))
     assert session.transport.gather({"rank": session.rank}) == [{"rank": rank} for rank in ranks]
@@ -203,6 +221,7 @@ CHECKS = {
         halves_are_summed_alike_everywhere,
         rows_are_gathered_in_the_order_of_replicas,
         constant_inputs_are_summed_once,
+        sums_have_the_same_bits_whoever_needs_an_addend_later,
         host_values_travel,
         checks_are_agreed_on,
         an_adopted_model_equals_the_chiefs_and_is_given_back,

@@ -137,7 +137,21 @@ def _reducer(devices: Sequence[str]) -> tf.distribute.CrossDeviceOps | None:
     """
     if any("GPU" in device for device in devices):
         return None
-    return tf.distribute.ReductionToOneDevice()
+    return tf.distribute.ReductionToOneDevice(accumulation_fn=_in_order)
+
+
+def _in_order(addends: Sequence[Any]) -> Any:
+    """The sum of the replicas' tensors, one after the other.
+
+    `tf.add_n`, the default, begins with whichever addend's buffer nobody else holds any more when it runs
+    (tensorflow/core/kernels/aggregate_ops.cc), so that three replicas or more would not end with the same bits in every
+    run. TensorFlow's graph optimiser makes an `add_n` of additions in a row; what cannot be folded between them
+    prevents it.
+    """
+    total = addends[0]
+    for addend in addends[1:]:
+        total = tf.raw_ops.PlaceholderWithDefault(input=total + addend, shape=total.shape)
+    return total
 
 
 def _by_replica(results: Any, replicas: int) -> list[Any]:
