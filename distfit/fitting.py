@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
 
 from distfit import checks, prepare
 from distfit.backends.hooks import variables_of
-from distfit.callbacks.saver import MODEL_FILE
+from distfit.callbacks.saver import model_file
 from distfit.data.sources import Request
 from distfit.monitor.announce import announce
 from distfit.seeds import settle_seed
@@ -159,8 +158,7 @@ def fit(
             announce(session, model, train, seed, choices, log_dir, checkpoint, verbose, scaled.sentence)
             own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, checkpoint))
             with prepare.listening(session, model, own, train, epochs, verbose, history=True) as listening:
-                file = None if checkpoint is None else Path(checkpoint) / MODEL_FILE
-                loop = Loop(model, session, choices, in_sync_steps, file)
+                loop = Loop(model, session, choices, in_sync_steps, model_file(checkpoint))
                 return loop.fit(train, listening, epochs, initial_epoch, validation)
 
 

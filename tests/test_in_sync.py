@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 
 import keras
@@ -430,6 +431,19 @@ def test_no_fact_has_an_address_a_path_or_a_number_drawn_anew():
     facts = signature.of_model(make())
     assert facts == signature.of_model(make())
     assert [fact for fact in facts if " at 0x" in fact.value or __file__ in fact.value] == []
+
+
+def test_a_script_counts_by_its_content_and_not_by_the_interpreter_that_it_names(tmp_path, monkeypatch):
+    def facts_of(text):
+        script = tmp_path / "train"
+        script.write_text(text)
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+        return signature.of_code()
+
+    program = "import distfit\n"
+    assert facts_of(f"#!/one/bin/python\n{program}") == facts_of(f"#!/other/bin/python\n{program}")
+    assert facts_of(program) != facts_of(f"{program}# another\n")
+    assert facts_of(program)[0].what == "the script train"
 
 
 def test_names_that_keras_made_count_by_their_place_and_given_names_as_they_are():

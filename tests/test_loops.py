@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from distfit import thread_ranks
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 from distfit.session import init
 from tests.compare import apart
 from tests.loops_script import CASES, SETS, STEPS, WRONG, another_batch_size
@@ -267,9 +267,9 @@ def test_ranks_that_ask_for_other_batches_are_refused():
         thread_ranks.run(lambda: another_batch_size(init()), ranks=2)
 
 
-def of_a_plain_model(session, **options):
-    """A model that is not compiled, on arrays that nobody has seeded, left after an epoch; its history."""
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+def plain_parts(session):
+    """A model that is not compiled, its optimizer, a metric, and a step."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="only")])
     optimizer, mean = keras.optimizers.SGD(0.1), keras.metrics.Mean("loss")
 
     @session.step
@@ -280,6 +280,12 @@ def of_a_plain_model(session, **options):
         session.apply(optimizer, tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
         mean.update_state(loss)
 
+    return model, optimizer, mean, train
+
+
+def of_a_plain_model(session, **options):
+    """On arrays that nobody has seeded, left after an epoch; its history."""
+    model, optimizer, mean, train = plain_parts(session)
     data = session.batches(np.random.default_rng(0).normal(size=(12, 3)), batch_size=4, seed=5)
     with session.training(model, optimizer, data, metrics=mean, epochs=3, verbose=0, **options) as training:
         for _ in training:
@@ -299,3 +305,20 @@ def test_an_epoch_that_a_break_has_left_is_in_the_history_and_the_logs(tmp_path)
 def test_steps_between_comparisons_are_checked():
     with pytest.raises(InputError, match=r"^Expected in_sync_steps to be a whole number of at least 1, received 0"):
         thread_ranks.run(lambda: of_a_plain_model(init(), in_sync_steps=0), ranks=2)
+
+
+def test_steps_on_other_data_than_the_trainings_are_compared_too():
+    def diverge():
+        session = init()
+        model, optimizer, mean, train = plain_parts(session)
+        rows = np.random.default_rng(0).normal(size=(12, 3))
+        data, other = (session.batches(rows, batch_size=4) for _ in range(2))
+        with session.training(model, optimizer, data, metrics=mean, verbose=0, in_sync_steps=2) as training:
+            for _ in training:
+                for number, batch in enumerate(other):
+                    train(batch)
+                    if session.rank == 1 and number == 1:
+                        model.layers[0].bias.assign([9.0])
+
+    with pytest.raises(RunError, match=r"received .* at other data, step 2 .*only/bias differs"):
+        thread_ranks.run(diverge, ranks=2)

@@ -13,6 +13,11 @@ from distfit.errors import RunError
 MODEL_FILE = "model.keras"
 
 
+def model_file(folder: str | os.PathLike | None) -> Path | None:
+    """Where a run keeps its model; None for a run that keeps none."""
+    return None if folder is None else Path(folder) / MODEL_FILE
+
+
 class ModelSaver(keras.callbacks.Callback):
     """Writes `folder/model.keras` at the end of every epoch; a killed run leaves the epoch's before.
 

@@ -25,14 +25,16 @@ class Pass:
         feed: of the data.
         size: processes of the job.
         wish: whether a callback of this process wants the pass to end.
+        trains: its steps may update weights.
 
     Attributes:
         goes_on: a loop is within it.
     """
 
-    def __init__(self, feed: Feed, size: int, wish: Callable[[], bool]) -> None:
+    def __init__(self, feed: Feed, size: int, wish: Callable[[], bool], trains: bool) -> None:
         self.feed = feed
         self.wish = wish
+        self.trains = trains
         self.goes_on = False
         self._size = size
         self._agreement = Agreement(size)

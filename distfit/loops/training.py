@@ -15,20 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
 from distfit import checks, prepare
 from distfit.backends.hooks import variables_of
-from distfit.callbacks.saver import MODEL_FILE
+from distfit.callbacks.saver import model_file
 from distfit.errors import InputError
 from distfit.loops.batches import Batches, GlobalBatch, HandStep, Pass
 from distfit.monitor.announce import announce
+from distfit.training.agreement import anybody_wants_to_stop
 from distfit.training.by_hand import ByHand
 from distfit.training.in_sync import EVERY_STEPS, InSync, saves
 from distfit.training.interrupt import Interrupt
@@ -107,8 +106,7 @@ class Training:
         self._run = run
         self._callbacks = callbacks
         self._by_hand = by_hand
-        file = None if run.checkpoint is None else Path(run.checkpoint) / MODEL_FILE
-        self._in_sync = InSync(trainee, session, run.in_sync_steps, file)
+        self._in_sync = InSync(trainee, session, run.in_sync_steps, model_file(run.checkpoint))
         self._saves = session.transport.broadcast(saves(callbacks.callbacks))
         self._interrupt = Interrupt()
         self._functions: dict[tuple[HandStep, Feed], Callable[..., Any]] = {}
@@ -127,7 +125,7 @@ class Training:
             self._begin(epoch)
             yield epoch
             self._end(epoch)
-            if self._any_wants_to_stop():
+            if anybody_wants_to_stop(self._session, self._trainee.first):
                 break
 
     @contextmanager
@@ -160,7 +158,7 @@ class Training:
         """
         model = self._trainee.first
         if data is not self._data:
-            return self._pass(data, "other data", (_nobody, _nobody), lambda: False)
+            return self._pass(data, "other data", None, lambda: False)
         if not self._in_epoch:
             raise InputError(
                 "Expected the data that are trained on to be iterated within an epoch, where metrics and callbacks "
@@ -192,7 +190,7 @@ class Training:
             self._trainee.reset_metrics()
             told = callbacks.on_test_batch_begin, callbacks.on_test_batch_end
             where = f"epoch {self._epoch + 1}, validation"
-            for batch in self._pass(data, where, told, lambda: bool(model.stop_evaluating)):
+            for batch in self._pass(data, where, told, lambda: bool(model.stop_evaluating), trains=False):
                 step(batch)
             found = self._results()
             callbacks.on_test_end(found)
@@ -226,20 +224,23 @@ class Training:
     def _finish_passes(self) -> None:
         """Those that were left before their end."""
         for one in self._passes:
-            if one.feed is self._data.feed and one.flags:
+            if one.trains and one.flags:
                 self._in_sync.after(1, one.flags)
             one.finish()
         self._passes = []
 
-    def _pass(self, data: Batches, where: str, told: Told, wish: Callable[[], bool]) -> Iterator[GlobalBatch]:
+    def _pass(
+        self, data: Batches, where: str, told: Told | None, wish: Callable[[], bool], trains: bool = True
+    ) -> Iterator[GlobalBatch]:
         """One pass; between two batches, what `distfit.fit` does there.
 
         Args:
-            told: of each batch's beginning and end.
+            told: of each batch's beginning and end; None where no callback hears of them.
             wish: whether a callback wants this pass to end.
+            trains: its steps may update weights.
         """
-        (begin, end), feed = told, data.feed
-        own = self._new_pass(feed, wish)
+        (begin, end), feed = told or (_nobody, _nobody), data.feed
+        own = self._new_pass(feed, wish, trains)
         shown: dict[str, Any] = {}
         with feed.catch_stop_iteration(), own.going_on():
             for first, last, batches in feed:
@@ -249,9 +250,9 @@ class Training:
                 own.begin(first)
                 yield GlobalBatch(own, next(batches))
                 self._session.watch.position = position  # a validation within the batch had its own
-                if is_log_point(first, last, feed.num_batches):
+                if told is not None and is_log_point(first, last, feed.num_batches):
                     shown = self._shown()
-                if data is self._data:
+                if trains:
                     self._in_sync.after(1, own.flags)
                 end(last, shown)
                 if own.agreed_to_stop():
@@ -259,13 +260,13 @@ class Training:
         own.finish()
         self._passes.remove(own)
 
-    def _new_pass(self, feed: Feed, wish: Callable[[], bool]) -> Pass:
+    def _new_pass(self, feed: Feed, wish: Callable[[], bool], trains: bool) -> Pass:
         if any(one.goes_on and one.feed is feed for one in self._passes):
             raise InputError(
                 "Expected one pass over the same data at a time, received one inside of another. Make other batches of "
                 "them: session.batches(...)."
             )
-        self._passes.append(Pass(feed, self._session.size, wish))
+        self._passes.append(Pass(feed, self._session.size, wish, trains))
         return self._passes[-1]
 
     def _check_validation(self, step: HandStep, data: Batches) -> None:
@@ -326,13 +327,6 @@ class Training:
             return pythonify_logs(self._trainee.get_metrics_result())
         with self._session.watch.waiting("the sum of metrics"):
             return pythonify_logs(global_results(self._trainee, self._session.backend))
-
-    def _any_wants_to_stop(self) -> bool:
-        model = self._trainee.first
-        with self._session.watch.waiting("the end of an epoch"):
-            wishes = self._session.transport.sum(np.array([bool(model.stop_training)], np.float64))
-        model.stop_training = bool(wishes[0])
-        return model.stop_training
 
 
 @contextmanager

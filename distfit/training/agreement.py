@@ -42,6 +42,14 @@ def same_collectives(session: Session, step: str, transfers: Sequence[Transfer])
             )
 
 
+def anybody_wants_to_stop(session: Session, model: Any) -> bool:
+    """Whether a callback of some rank has set `model.stop_training`; it is then set on all. Collective."""
+    with session.watch.waiting("the end of an epoch"):
+        wishes = session.transport.sum(np.array([bool(model.stop_training)], np.float64))
+    model.stop_training = bool(wishes[0])
+    return model.stop_training
+
+
 class Agreement:
     """What the ranks agreed on in the call before: read late, so that the device is never waited for."""
 

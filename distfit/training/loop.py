@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
 from distfit.data.feed import FLAGS, Batch, Feed, check_same_batches
-from distfit.training.agreement import Agreement
+from distfit.training.agreement import Agreement, anybody_wants_to_stop
 from distfit.training.in_sync import EVERY_STEPS, InSync, saves
 from distfit.training.interrupt import Interrupt
 from distfit.training.memory import explained
@@ -101,7 +101,7 @@ class Loop:
             self._in_sync.at_start()
             for epoch in range(initial_epoch, epochs):
                 logs = self._train_epoch(train, callbacks, epoch, validation)
-                if self._any_wants_to_stop():
+                if anybody_wants_to_stop(self._session, self._model):
                     break
             if epochs > 0 and isinstance(model.optimizer, keras.optimizers.Optimizer):
                 model.optimizer.finalize_variable_values(model.trainable_weights)
@@ -285,12 +285,6 @@ class Loop:
     def _leave_global(self) -> None:
         if self._session.topology.num_replicas > 1:
             leave_global(self._model, self._backend)
-
-    def _any_wants_to_stop(self) -> bool:
-        with self._session.watch.waiting("the end of an epoch"):
-            wishes = self._session.transport.sum(np.array([bool(self._model.stop_training)], np.float64))
-        self._model.stop_training = bool(wishes[0])
-        return self._model.stop_training
 
 
 def is_log_point(first: int, last: int, steps: int | None) -> bool:

@@ -145,11 +145,17 @@ def of_seeds(found: Sequence[int | None]) -> None:
 
 
 def of_code() -> list[Fact]:
-    """The script that this process runs; the versions of packages are compared when the ranks meet."""
+    """The script that this process runs; the versions of packages are compared when the ranks meet.
+
+    Without its first line if that names an interpreter: programs that pip makes (`distfit train`) have the path of
+    their environment there, which may be another one on each host.
+    """
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script is None or not Path(script).is_file():  # a notebook, or python -c
         return []
-    return [Fact(f"the script {Path(script).name}", f"with digest {_digest(Path(script).read_bytes())}")]
+    content = Path(script).read_bytes()
+    program = content.partition(b"\n")[2] if content.startswith(b"#!") else content
+    return [Fact(f"the script {Path(script).name}", f"with digest {_digest(program)}")]
 
 
 def of_data(name: str, data: Any, feed: Feed) -> list[Fact]:
