@@ -19,6 +19,11 @@ Out = TypeVar("Out")
 WAITING_THREADS = 4
 
 
+def usual_threads() -> int:
+    """One for each core that this process may use, and some that wait."""
+    return len(os.sched_getaffinity(0)) + WAITING_THREADS
+
+
 def ahead(function: Callable[[In], Out], items: Iterable[In], threads: int | None = None) -> Generator[Out, None, None]:
     """Results of `function`, in the order of the items, computed ahead in threads.
 
@@ -33,7 +38,7 @@ def ahead(function: Callable[[In], Out], items: Iterable[In], threads: int | Non
     >>> list(ahead(lambda number: number ** 2, range(5)))
     [0, 1, 4, 9, 16]
     """
-    threads = threads or len(os.sched_getaffinity(0)) + WAITING_THREADS
+    threads = threads or usual_threads()
     items = iter(items)
     pool = ThreadPoolExecutor(threads, "distfit-ahead")
     try:
