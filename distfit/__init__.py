@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distfit.checking import check
+    from distfit.data.images.recipe import Images, Jitter
     from distfit.data.local import InputContext, local
     from distfit.data.tfrecords import TFRecords
     from distfit.errors import DistfitError, InputError, RunError
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DistfitError": "distfit.errors",
+    "Images": "distfit.data.images.recipe",
     "InputContext": "distfit.data.local",
     "InputError": "distfit.errors",
+    "Jitter": "distfit.data.images.recipe",
     "RunError": "distfit.errors",
     "Session": "distfit.session",
     "TFRecords": "distfit.data.tfrecords",
@@ -30,8 +33,10 @@ _HOMES = {
 }
 __all__ = [
     "DistfitError",
+    "Images",
     "InputContext",
     "InputError",
+    "Jitter",
     "RunError",
     "Session",
     "TFRecords",

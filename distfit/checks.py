@@ -186,6 +186,19 @@ def labels(model: keras.Model, y: Any) -> None:
         )
 
 
+def rows_in_order(source: Any) -> None:
+    """What a prediction is made for: its rows are told apart by their order alone.
+
+    Raises:
+        InputError: rows may be missing or come in another order than the data's.
+    """
+    if not source.in_order:
+        raise InputError(
+            "Expected all records in their order to predict on, received distfit.TFRecords that leave out bad records "
+            'or read streams. Pass bad_records="raise" and uncompressed files, or a tf.data.Dataset.'
+        )
+
+
 def targets(model: keras.Model, data_spec: Any) -> None:
     """Refuse data without targets for a model that computes its loss from them.
 

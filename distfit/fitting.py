@@ -147,7 +147,7 @@ def fit(
         (x, y, sample_weight), validation_data = session.agree(
             lambda: prepare.split((x, y, sample_weight), validation_split, validation_data)
         )
-        request = Request(y, sample_weight, class_weight, batch_size, steps_per_epoch, shuffle, seed)
+        request = Request(y, sample_weight, class_weight, batch_size, steps_per_epoch, shuffle, seed, training=True)
         train = prepare.feed(session, model, x, request, endless=True)
         request = Request(batch_size=validation_batch_size or batch_size, steps=validation_steps)
         validation = prepare.validation(session, model, validation_data, request, validation_freq)

@@ -20,7 +20,6 @@ from distfit.callbacks.listening import Listening
 from distfit.callbacks.policy import callbacks_of_rank
 from distfit.callbacks.saver import ModelSaver
 from distfit.data.feed import Feed
-from distfit.data.index import Index
 from distfit.data.sources import Request, keras_refusals, source_of
 from distfit.data.tfrecords import TFRecords
 from distfit.monitor.progress import make_progress
@@ -96,16 +95,15 @@ def feed(
     """
     session.agree(lambda: checks.labels(model, request.y))
     ready = feed_of_any(session, x, request, endless, model.steps_per_execution)
-    if targets:
-        session.agree(lambda: checks.targets(model, ready.data_spec))
+    session.agree(lambda: checks.targets(model, ready.data_spec) if targets else checks.rows_in_order(ready.source))
     return ready
 
 
 def feed_of_any(session: Session, x: Any, request: Request, endless: bool, steps_per_execution: int = 1) -> Feed:
     """As `feed`, for data of which no model says what they should be."""
     if isinstance(x, TFRecords):
-        # One process scans the files, whatever the number of ranks.
-        x.use_index(Index.from_bytes(session.from_chief(lambda: x.load_index().to_bytes())))
+        # One process looks at the files, whatever the number of ranks.
+        x.use(session.from_chief(x.find))
     source = session.agree(lambda: source_of(x, request, session.topology))
     return Feed(source, session.topology, session.transport, request.steps, endless, steps_per_execution, given=x)
 

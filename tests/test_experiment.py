@@ -16,6 +16,7 @@ from distfit import cli, experiment, models
 from distfit import config as configuration
 from distfit.config import load
 from distfit.data.description import Description, Shard, Split
+from distfit.data.plan import Order
 from distfit.errors import InputError, RunError
 from distfit.experiment import run, trial
 from distfit.experiment.features import Reader
@@ -500,8 +501,8 @@ def test_the_network_normalises_by_the_training_data(table):
 
 
 def _batches(records):
-    index = records.load_index()
-    return [data for _, _, data in records.process_batches(order=np.arange(len(index)), global_batch=50)]
+    order = Order(records.records, shuffle=False)
+    return [data for _, _, data in records.process_batches(order=order, global_batch=50)]
 
 
 def test_evaluation_is_the_last_validation_of_the_training(table, tmp_path):

@@ -134,6 +134,7 @@ REPLACED = (
 
 # Called, read or overridden.
 CALLED = (
+    Hook("keras.Layer._flatten_layers", "finds layers that mix rows within others"),
     Hook("keras.metrics.MeanMetricWrapper._fn", "asked whether it answers one number for a batch"),
     Hook("keras.metrics.MeanMetricWrapper._fn_kwargs", "what that function is called with"),
     Hook("keras.Model._symbolic_build", "makes every variable before replicas share them"),
@@ -175,6 +176,12 @@ CALLED = (
 
 # Imported by its private path.
 IMPORTED = (
+    Hook("tensorflow.__internal__.autograph.tf_convert", "Python's if and for in a transform, as in tf.data's map"),
+    Hook("tensorflow.__internal__.autograph.control_status_ctx", "the same"),
+    Hook(
+        "tensorflow.python.ops.control_flow_v2_func_graphs.CondBranchFuncGraph",
+        "a transform may draw random numbers in a branch, but not in a loop",
+    ),
     Hook("keras.src.utils.naming.to_snake_case", "which names of layers Keras made up"),
     Hook("keras.src.random.seed_generator.global_seed_generator", "the stream of random calls without a seed"),
     Hook("keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR", "where Keras keeps that stream"),

@@ -14,7 +14,8 @@ and each epoch goes on where the one before it stopped.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ import tensorflow as tf
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from distfit.backends.transport import Transport
+from distfit.data.bad_records import say_skipped
 from distfit.data.sources import Source
+from distfit.data.void import zeros
 from distfit.errors import InputError, on_every_rank
 from distfit.topology import Topology
 
@@ -52,6 +55,8 @@ class Feed(EpochIterator):
         InputError: ranks see different numbers of batches of what should be the same data, or none.
     """
 
+    _epoch_iterator: Any
+
     def __init__(
         self,
         source: Source,
@@ -74,27 +79,74 @@ class Feed(EpochIterator):
         self._num_batches = self._agreed_batches
         self._batches_per_pass = batches
         self._next_pass = self._next_step = 0
+        self._left_out = 0.0
 
     @functools.cached_property
     def element_spec(self) -> Any:
         """The tf.TypeSpecs of a batch; reads nothing."""
         return self._whole.element_spec
 
-    @property
+    @functools.cached_property
     def data_spec(self) -> Any:
-        """The tf.TypeSpecs of one replica's (x, y, sample_weight)."""
+        """The tf.TypeSpecs of one replica's (x, y, sample_weight), as the model sees them."""
         spec = self.element_spec[1][0][1]
+        if self.source.on_device is not None:
+            ready = tf.function(functools.partial(self.source.on_device, training=True), autograph=False)
+            spec = ready.get_concrete_function(spec).structured_outputs
+            spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, spec)
         return tf.nest.map_structure(lambda leaf: None if leaf == tf.type_spec_from_value(None) else leaf, spec)
 
+    def made_ready(self, step: Callable[..., Any], training: bool) -> Callable[..., Any]:
+        """A step of (rows, flags, data) that gets the data as the model sees them.
+
+        Args:
+            training: tells layers what to do.
+        """
+        on_device = self.source.on_device
+        if on_device is None:
+            return step
+
+        @functools.wraps(step, updated=())
+        def with_data_ready(rows: Any, flags: Any, data: Any) -> Any:
+            return step(rows, flags, on_device(data, training=training))
+
+        return with_data_ready
+
     def start_at(self, epoch: int) -> None:
-        """The next batch is the first one of this epoch."""
+        """The next batch is the first one of this epoch.
+
+        Raises:
+            InputError: how many batches are in a pass would have to be known; on every rank.
+        """
         self._next_pass, self._next_step = epoch, 0
-        if self.endless:
+        if self.endless and epoch > 0:
+            if self._batches_per_pass is None:
+                raise on_every_rank(
+                    InputError(
+                        f"Expected records whose number is known, to begin at epoch {epoch + 1} of "
+                        f"{self.steps_per_epoch} steps each, received streams that nobody has counted. Count them once "
+                        "with `distfit data index`, or leave steps_per_epoch out."
+                    )
+                )
             self._next_pass, self._next_step = divmod(epoch * self.steps_per_epoch, self._batches_per_pass)
 
     def reset(self) -> None:
         super().reset()
         self._num_batches = self._agreed_batches
+
+    @contextmanager
+    def catch_stop_iteration(self) -> Iterator[None]:
+        """As Keras', which takes the number of batches of the first epoch for that of all. Passes over streams differ
+        in it, and where one ends is no reason for a warning."""
+        if not self.source.numbered or self._batches_per_pass is not None:
+            with super().catch_stop_iteration():
+                yield
+            return
+        try:
+            yield
+        except StopIteration:
+            self._current_iterator = None
+        self._epoch_iterator = None
 
     def __next__(self) -> tuple[int, int, Iterator[Batch]]:
         return next(self._epoch_iterator)
@@ -123,12 +175,32 @@ class Feed(EpochIterator):
 
         return source.dataset(number, first_step).map(cut)
 
+    def left_out(self) -> dict[str, float]:
+        """Records that all ranks left out since the last call, as logs have it; empty where a bad record is an error.
+
+        Collective.
+        """
+        if self.source.tally.policy != "skip":
+            return {}
+        own = float(self.source.tally.skipped)
+        total = self._transport.sum(np.array([own - self._left_out], np.float64))
+        self._left_out = own
+        return {"skipped_records": float(total[0])}
+
+    def tell_left_out(self, what: str) -> None:
+        """Says how many records the last pass left out of which files, if any. Collective.
+
+        Args:
+            what: the data are, "training" say.
+        """
+        if self.source.tally.policy == "skip":
+            say_skipped(self._transport.gather(self.source.tally.by_file), what)
+
     def void(self, batch: Batch | None) -> Batch:
         """A batch in which no row counts: the last one again, of whose shape the step may have been made, or
         zeros before there was any."""
         if batch is None:
-            zeros = tf.nest.map_structure(_zeros, self.element_spec, expand_composites=True)
-            return zeros[0], tuple((tf.zeros([], tf.int64), data) for _, data in zeros[1])
+            batch = zeros(self.element_spec)
         fingerprint, shards = batch
         return fingerprint, tuple((tf.zeros([], tf.int64), data) for _, data in shards)
 
@@ -156,9 +228,7 @@ class _Pass:
     def __next__(self) -> Batch:
         batch = self._own_next()
         if self._agree:
-            others = self._feed._transport.sum(np.array([batch is not None], np.float64))
-            if not others[0]:
-                raise StopIteration
+            batch = self._agreed(batch)
         if batch is None:
             if not self._agree and self._taken >= self._void_until:
                 raise StopIteration
@@ -167,12 +237,26 @@ class _Pass:
         self._taken += 1
         return batch
 
+    def _agreed(self, batch: Batch | None) -> Batch | None:
+        """This rank's batch as long as some rank has one; of an endless feed the next pass begins everywhere then."""
+        if self._anybody_has(batch):
+            return batch
+        if self._feed.endless:
+            self._batches = self._feed._begin_pass()
+            batch = self._own_next()
+            if self._anybody_has(batch):
+                return batch
+        raise StopIteration
+
+    def _anybody_has(self, batch: Batch | None) -> bool:
+        return bool(self._feed._transport.sum(np.array([batch is not None], np.float64))[0])
+
     def _own_next(self) -> Batch | None:
         if self._batches is None:
             self._batches = self._feed._begin_pass()
         try:
             batch = next(self._batches, None)
-            if batch is None and self._feed.endless:
+            if batch is None and self._feed.endless and not self._agree:
                 self._batches = self._feed._begin_pass()
                 batch = next(self._batches)
             return batch
@@ -220,11 +304,6 @@ def _rows(leaf: Any, first: Any, stop: Any) -> Any:
         static = [None, *leaf.shape[1:]]
         return tf.SparseTensor(rows.indices, rows.values, tf.ensure_shape(rows.dense_shape, [len(static)]))
     return leaf[first:stop]
-
-
-def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
-    shape = [1 if size is None else size for size in spec.shape]
-    return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
 
 
 def _fingerprint(data: Any) -> tf.Tensor:

@@ -15,7 +15,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -24,8 +25,10 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
-from distfit.data import plan
+from distfit.data.bad_records import Tally
 from distfit.data.local import InputContext, Local
+from distfit.data.on_device import OnDevice
+from distfit.data.reading import Asked
 from distfit.data.tfrecords import TFRecords
 from distfit.errors import InputError
 from distfit.log import warn_once
@@ -54,6 +57,9 @@ class Source:
         records: of the whole data set; None when unknown.
         batch_size: of the global batch; None when unknown.
         explain: turns an error that came out of the dataset into the one to show.
+        in_order: its rows are all of the data's, in their order.
+        on_device: what is done to the rows of a replica where the model runs; they come as (rows, seeds) then.
+        tally: counts the records that this process leaves out.
     """
 
     adapter: DataAdapter
@@ -66,6 +72,9 @@ class Source:
     records: int | None = None
     batch_size: int | None = None
     explain: Callable[[Exception], Exception] = lambda error: error
+    in_order: bool = True
+    on_device: OnDevice | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Request:
         batch_size: rows of the global batch; None takes the source's own, else 32.
         shuffle: of arrays and records; `tf.data` datasets shuffle themselves.
         seed: of the order of records.
+        training: what random transforms of records are for.
     """
 
     y: Any = None
@@ -85,12 +95,13 @@ class Request:
     steps: int | None = None
     shuffle: Any = False
     seed: int = 0
+    training: bool = False
 
 
 def source_of(x: Any, request: Request, topology: Topology) -> Source:
     """The source for what a user passed as `x` (and `y`, `sample_weight`). No process waits for another.
 
-    `TFRecords` scan their files here, unless they were given an index (`TFRecords.use_index`).
+    `TFRecords` look at their files here, unless they were told what another process found (`TFRecords.use`).
 
     Raises:
         InputError: nothing can be made of it, or it cannot serve several processes.
@@ -209,42 +220,40 @@ def _local_source(x: Local, request: Request, topology: Topology) -> Source:
 
 def _records_source(x: TFRecords, request: Request, topology: Topology) -> Source:
     _refuse_arrays(request, "distfit.TFRecords")
-    index = x.load_index()
     batch_size = request.batch_size or x.batch_size or DEFAULT_BATCH_SIZE
     _check_batch_size(batch_size, topology)
     seed = request.seed if x.seed is None else x.seed
+    place, workers = (topology.rank, topology.size, topology.replicas_per_process), x.workers_of(topology.local_size)
 
     def dataset(epoch: int, first_step: int) -> tf.data.Dataset:
-        return x.process_batches(
-            order=plan.epoch_order(len(index), seed, epoch, bool(request.shuffle)),
-            global_batch=batch_size,
-            rank=topology.rank,
-            size=topology.size,
-            replicas_per_process=topology.replicas_per_process,
-            first_step=first_step,
-        )
+        asked = Asked(seed, epoch, bool(request.shuffle), batch_size, place, workers, first_step, request.training)
+        return x.batches(asked)
 
     return Source(
-        adapter=_RecordsAdapter(plan.steps_per_epoch(len(index), batch_size), batch_size),
+        adapter=_RecordsAdapter(x.steps_per_epoch(batch_size), batch_size),
         dataset=dataset,
-        parts=topology.num_replicas,
-        first_part=topology.first_replica,
+        parts=topology.replicas_per_process if x.uneven else topology.num_replicas,
+        first_part=0 if x.uneven else topology.first_replica,
+        uneven=x.uneven and topology.size > 1,
         numbered=True,
-        records=len(index),
+        records=x.records,
         batch_size=batch_size,
-        explain=x.explain,
+        explain=partial(x.explain, training=request.training),
+        in_order=not x.uneven,
+        on_device=x.on_device,
+        tally=x.tally(request.training),
     )
 
 
 class _RecordsAdapter(DataAdapter):
     """Keras' view of record files: how many batches of what size."""
 
-    def __init__(self, num_batches: int, batch_size: int) -> None:
+    def __init__(self, num_batches: int | None, batch_size: int) -> None:
         self._num_batches = num_batches
         self._batch_size = batch_size
 
     @property
-    def num_batches(self) -> int:
+    def num_batches(self) -> int | None:
         return self._num_batches
 
     @property

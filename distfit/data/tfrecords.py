@@ -11,42 +11,63 @@
     )
     distfit.fit(model, train, epochs=10)
 
-An index of all records lets a process read the records of its next batch from any place of any file, so the
-order is that of `data.plan`: a global shuffle, the same for any number of processes. Making a `TFRecords`
-touches neither the files nor TensorFlow; both wait for the first use.
+There are two ways to read. With an *index* of where records lie, a process reads the records of its next batch from
+any place of any file, so the order is that of `data.plan`: a global shuffle, the same for any number of processes.
+What cannot be read in any order (compressed shards, object stores) is *streamed*: see `data.streaming`. Making a
+`TFRecords` touches neither the files nor TensorFlow; both wait for the first use.
 """
 
-import functools
+from __future__ import annotations
+
 import os
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 
 from distfit.data import plan
-from distfit.data.index import Index, build_index, expand
-from distfit.data.records import read_at
-from distfit.errors import InputError, RunError
-
-# Below the usual limit of 1024 open files, with room for everything else that a training process opens.
-_MOST_OPEN_FILES = 512
+from distfit.data.bad_records import MOST_BAD, BadRecord, Policy, Tally, check_policy
+from distfit.data.cache import check_place
+from distfit.data.images import Images
+from distfit.data.on_device import of as on_device_of
+from distfit.data.pipeline import Dataset, Pipeline
+from distfit.data.reading import Asked, Found, Way, find, way_of
+from distfit.data.rows import OfFunctions, OfImages, rows_of
+from distfit.data.transforms import check_transform
+from distfit.errors import InputError
 
 
 class TFRecords:
     """TFRecord files to train, evaluate or predict on.
 
     Args:
-        files: a folder, a pattern or a list of files; uncompressed, on a file system that every process sees
-            under the same path.
+        files: a folder, a pattern or a list of files that every process sees under the same path; also of a file system
+            that TensorFlow has (`gs://`, `s3://`).
         features: what to parse from each record: a dict of `tf.io.FixedLenFeature` and its kin, as for
             `tf.io.parse_single_example`. None hands the serialized record (a scalar string) to `transform`.
-        transform: from one parsed record to `x`, `(x, y)` or `(x, y, sample_weight)`, in TensorFlow
-            operations, without a batch dimension; it runs in parallel, so it must depend on the record
-            alone. None: the parsed dict (or the serialized record) is `x`.
+        transform: from one parsed record to `x`, `(x, y)` or `(x, y, sample_weight)`: a function in TensorFlow
+            operations, Keras layers, a list of both (see `data.transform`), or `distfit.Images`. It runs in
+            parallel, so it must depend on the record, and on the seed it gets, alone. Its layers are told whether it is
+            a training, so that random ones do nothing in validation; a recipe's random parts are left out there. None:
+            the parsed dict (or the serialized record) is `x`.
+        sequence_features: of a `tf.train.SequenceExample`, as for `tf.io.parse_single_sequence_example`;
+            `features` are those of its context then.
         batch_size: rows of a *global* batch, over all replicas; None leaves it to `fit`.
-        seed: of the order of records; None leaves it to the run.
-        workers: records transformed at a time in each process; it changes the speed, never the result.
+        seed: of the order of records and of what transforms draw; None leaves it to the run.
+        workers: records transformed at a time in each process; it changes the speed, never the result. None divides
+            the cores among the processes of a host.
+        bad_records: "raise" ends the run at the first record that is damaged or cannot be transformed; "skip"
+            leaves it out of its batch, counts it, and ends the run when there are too many.
+        most_bad: share of all records that one process may leave out in a pass.
+        cache: "memory" or "disk" keeps what the part of the transform before anything random made of a record, for
+            all processes of the host. None keeps nothing.
+        streaming: True reads files as streams, False by an index. None streams compressed files and those of remote
+            file systems.
+        shuffle_window: records among which they are shuffled, read block by block: for storage on which random reads
+            are slow. None shuffles over all.
+        on_device: a Keras layer, a function of what `transform` returned, or a list of both, for the rows of each
+            replica, run where the model runs: normalisation, MixUp, CutMix (see `data.on_device`).
 
     Raises:
         InputError: an argument is of the wrong kind or out of its range.
@@ -56,54 +77,99 @@ class TFRecords:
         self,
         files: str | os.PathLike | Iterable[str | os.PathLike],
         features: dict[str, Any] | None = None,
-        transform: Callable[..., Any] | None = None,
+        transform: Any = None,
         *,
+        sequence_features: dict[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
-        workers: int = 2,
+        workers: int | None = None,
+        bad_records: Policy = "raise",
+        most_bad: float = MOST_BAD,
+        cache: Literal["memory", "disk"] | None = None,
+        streaming: bool | None = None,
+        shuffle_window: int | None = None,
+        on_device: Any = None,
     ) -> None:
-        _check_arguments(files, features, transform)
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value is not None:
-                _check_whole(name, value, least)
-        _check_whole("workers", workers, 1)
+        _check_arguments(files, features, sequence_features)
+        _check_wholes(
+            batch_size=(batch_size, 1), seed=(seed, 0), workers=(workers, 1), shuffle_window=(shuffle_window, 2)
+        )
+        check_policy(bad_records, most_bad)
+        if not isinstance(transform, Images):
+            check_transform(transform)
+        check_place(cache)
         # A list is kept as it is now: an iterator could be read only once, and a caller may change theirs.
         self.files = files if isinstance(files, (str, os.PathLike)) else list(files)
-        self.features = features
-        self.transform = transform
-        self.batch_size = batch_size
-        self.seed = seed
-        self.workers = workers
-        self._index: Index | None = None
-        self._reader: _Reader | None = None
+        self.features, self.sequence_features, self.transform = features, sequence_features, transform
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.bad_records, self.most_bad, self.cache = bad_records, most_bad, cache
+        self.streaming = streaming
+        self.shuffle_window = shuffle_window
+        # What a recipe leaves to the device comes first.
+        self.on_device = on_device_of(_device_part(transform), on_device)
+        self._found: Found | None = None
+        self._way: Way | None = None
+        self._rows: dict[bool, OfFunctions | OfImages] = {}
 
-    def load_index(self) -> Index:
-        """Where every record lies; finds and scans the files on the first call.
+    def find(self) -> Found:
+        """What the files are, and where their records lie; looks at them on the first call.
 
         Raises:
             InputError: no files, missing shards, or a file that is no whole TFRecord file.
         """
-        if self._index is None:
-            self.use_index(build_index(expand(self.files)))
-        assert self._index is not None
-        return self._index
+        if self._found is None:
+            self.use(find(self.files, self.streaming, self.bad_records))
+        assert self._found is not None
+        return self._found
 
-    def use_index(self, index: Index) -> None:
-        """Takes an index that another process scanned, instead of scanning the files here too."""
+    def use(self, found: Found) -> None:
+        """Takes what another process found, instead of looking at the files here too."""
         self.close()
-        self._index = index
+        self._found = found
+
+    @property
+    def records(self) -> int | None:
+        """Of all files; None for streams that nobody has counted."""
+        return self._open_way().records
+
+    @property
+    def uneven(self) -> bool:
+        """Whether a process gives what it has of a step, instead of its slices of a global batch."""
+        return self._open_way().uneven or self.bad_records == "skip"
+
+    def tally(self, training: bool) -> Tally:
+        """What this process has left out of training, or of all else."""
+        return self._pipeline(training).tally
+
+    def steps_per_epoch(self, global_batch: int) -> int | None:
+        """Of batches with so many rows; None for streams that nobody has counted."""
+        return self._open_way().steps(global_batch)
+
+    def batches(self, asked: Asked) -> Dataset:
+        """The batches of one process for one epoch, as a `tf.data.Dataset`: see `data.pipeline`."""
+        way, pipeline = self._open_way(), self._pipeline(asked.training)
+        self._keep(way, asked.training)
+        pipeline.tally.begin(way.records)
+        if asked.place[0] == 0:
+            for file, reason in self.find().damaged:
+                pipeline.tally.note(BadRecord(file, None, None, f"{reason}; what comes before it is read"))
+        return way.dataset(pipeline, asked)
+
+    def workers_of(self, processes_of_host: int) -> int:
+        """Records transformed at a time, by each of so many processes of this host."""
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // processes_of_host)
 
     def process_batches(
         self,
         *,
-        order: np.ndarray,
+        order: plan.Order,
         global_batch: int,
         rank: int = 0,
         size: int = 1,
         replicas_per_process: int = 1,
         first_step: int = 0,
-    ) -> Any:
-        """The batches of one process for one epoch, as a `tf.data.Dataset`.
+    ) -> Dataset:
+        """The batches of one process in an order of your own, by an index.
 
         Each element is `(global_rows, origin, data)`: int64 scalars, and the transformed rows of this
         process with a batch dimension. Row 0 of `data` is row `origin` of the global batch. A process without
@@ -111,190 +177,83 @@ class TFRecords:
         `plan.process_share`.
 
         Args:
-            order: record numbers of the epoch, in the order of training: `plan.epoch_order`.
+            order: of the epoch.
             global_batch: rows of a full step over all replicas.
             rank, size, replicas_per_process: who reads.
             first_step: steps of the epoch to leave out; nothing of them is read.
         """
-        import tensorflow as tf
-
-        steps = plan.steps_per_epoch(len(order), global_batch)
-        if not 0 <= first_step < steps:
-            raise InputError(f"Expected a first step below the epoch's {steps} steps, received {first_step}.")
-        place = (rank, size, replicas_per_process)
-        # Cut where the batches change their size, so that within each part records can be transformed one
-        # by one, in parallel across batches, and be put together again by counting.
-        start, full = first_step * global_batch, len(order) // global_batch * global_batch
-        parts = [(order[start:full], global_batch), (order[max(start, full) :], len(order) - full)]
-        batches = [self._equal_batches(part, rows, place) for part, rows in parts if len(part)]
-        dataset = functools.reduce(lambda left, right: left.concatenate(right), batches)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        place, way = (rank, size, replicas_per_process), self._open_way()
+        return self._pipeline(True).indexed(way, order, global_batch, place, self.workers_of(1), first_step)
 
     @property
     def element_spec(self) -> Any:
         """The `tf.TypeSpec`s of a batch of data; the batch dimension is None. Reads no file."""
-        import tensorflow as tf
-
-        return self._transformed(tf.data.Dataset.from_tensors("")).batch(1).element_spec
+        return self._pipeline(True).element_spec
 
     def close(self) -> None:
-        """Closes the files; a later read opens them again."""
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = None
+        """Closes the files and ends what reads ahead; a later read opens them again."""
+        if self._way is not None:
+            self._way.close()
+            for rows in self._rows.values():
+                rows.forget()
+        self._way = None
 
-    def explain(self, error: Exception) -> Exception:
-        """What to raise in place of an error that came out of the datasets of `process_batches`.
+    def explain(self, error: Exception, training: bool = True) -> Exception:
+        """What to raise in place of an error that came out of these datasets: see `Pipeline.explain`."""
+        files = f"{len(self.files)} files" if isinstance(self.files, list) else repr(os.fspath(self.files))
+        return self._pipeline(training).explain(error, files)
 
-        TensorFlow hands on an exception of the reader as text with two tracebacks; this gives the reader's
-        back. Its other errors come from parsing or from `transform`, and are told in one paragraph. An error
-        that is not TensorFlow's is returned as it is.
-        """
-        import tensorflow as tf
+    def _pipeline(self, training: bool) -> Pipeline:
+        """Made once, with the functions that TensorFlow traces."""
+        if training not in self._rows:
+            rows = rows_of(self.features, self.sequence_features, self.transform, training)
+            tally = Tally(self.bad_records, self.most_bad)
+            rows.pipeline = Pipeline(rows.row, tally, rows.finish, seeded=self.on_device is not None)
+            self._rows[training] = rows
+        made = self._rows[training].pipeline
+        assert made is not None
+        return made
 
-        if not isinstance(error, tf.errors.OpError):
-            return error
-        failure = self._reader.failure if self._reader is not None else None
-        if failure is not None and str(failure) in error.message:
-            return failure
-        return RunError(
-            f"Expected every record of {self._files_in_words()} to have the declared features and to pass "
-            f"the transform, received: {error.message.strip().splitlines()[0]}. Correct features, "
-            "transform or files."
-        )
-
-    def _equal_batches(self, order: np.ndarray, global_rows: int, place: tuple[int, int, int]) -> Any:
-        """Whole global batches of `global_rows` each."""
-        import tensorflow as tf
-
-        first = plan.process_share(order, global_rows, 0, *place)
-        local = slice(first.origin, first.origin + len(first.records))
-        # The numbers travel as data: TensorFlow keeps a Python function, and what it has closed over, for
-        # the life of the process, which would be an order for each epoch.
-        serialized = tf.data.Dataset.from_tensor_slices(order.reshape(-1, global_rows)[:, local]).map(
-            _strings_from(self._open_reader().read), num_parallel_calls=self.workers, deterministic=True
-        )
-        data = self._transformed(serialized.unbatch()).batch(len(first.records))
-        rows = tf.data.Dataset.from_tensors(np.int64(global_rows)).repeat()
-        origin = tf.data.Dataset.from_tensors(np.int64(first.origin)).repeat()
-        return tf.data.Dataset.zip((rows, origin, data))
-
-    def _transformed(self, serialized: Any) -> Any:
-        rows = serialized.map(self._parse_and_transform, num_parallel_calls=self.workers, deterministic=True)
-        spec = rows.element_spec
-        if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+    def _keep(self, way: Way, training: bool) -> None:
+        rows = self._rows[training]
+        if self.cache is None or rows.cache is not None:
+            return
+        if way.uneven or way.records is None:
             raise InputError(
-                "Expected the transform of TFRecords to return x, (x, y) or (x, y, sample_weight), received "
-                f"a tuple of {len(spec)}. Put several inputs or outputs into a dict or an inner tuple."
+                f"Expected records with an index for cache={self.cache!r}, received streams, whose records are not "
+                "found by number. Decompress the files, or leave out cache."
             )
-        return rows
+        rows.keep(self.cache, way.records, f"{self.find().name}-{'training' if training else 'other'}")
 
-    def _parse_and_transform(self, serialized: Any) -> Any:
-        # One record at a time: parsed as a batch, a record of varying length would be padded to the longest
-        # of its neighbours, who are others on every rank.
-        import tensorflow as tf
-
-        example = serialized
-        if self.features is not None:
-            example = tf.io.parse_single_example(serialized, self.features)
-        return example if self.transform is None else self.transform(example)
-
-    def _files_in_words(self) -> str:
-        return f"{len(self.files)} files" if isinstance(self.files, list) else repr(os.fspath(self.files))
-
-    def _open_reader(self) -> "_Reader":
-        if self._reader is None:
-            self._reader = _Reader(self.load_index())
+    def _open_way(self) -> Way:
+        if self._way is None:
+            self._way = way_of(self.find(), self.shuffle_window)
             # TensorFlow keeps the reader alive; a dataset that outlives this source opens the files again.
-            weakref.finalize(self, self._reader.close)
-        return self._reader
+            weakref.finalize(self, self._way.close)
+        return self._way
 
 
-class _Reader:
-    """Reads records of an index in any order, from several threads, opening each file once.
-
-    Attributes:
-        failure: the first error of a read, which TensorFlow would only hand on as text.
-    """
-
-    def __init__(self, index: Index) -> None:
-        self.failure: RunError | None = None
-        self._index = index
-        # A file that is crowded out closes when the last thread that reads it lets go of it.
-        self._open = functools.lru_cache(maxsize=_MOST_OPEN_FILES)(_OpenFile)
-
-    def read(self, records: np.ndarray) -> np.ndarray:
-        """The payloads of the given record numbers, as an object array of bytes."""
-        try:
-            payloads = np.empty(len(records), dtype=object)
-            payloads[:] = [self._payload(record) for record in records]
-            return payloads
-        except RunError as error:
-            self.failure = self.failure or error
-            raise
-
-    def close(self) -> None:
-        self._open.cache_clear()
-
-    def _payload(self, record: int) -> bytes:
-        index = self._index
-        name = index.files[index.file_of[record]]
-        # Two threads may both open a file that is not cached yet; the one that is not kept must live until
-        # its read is over, so it is a method that reads, not a bare file descriptor.
-        return self._open(name).read(int(index.offsets[record]), int(index.lengths[record]))
-
-
-class _OpenFile:
-    """A file descriptor that closes with its last reference."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.fd = -1
-        try:
-            self.fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise RunError(
-                f"Expected every process to find the indexed file {name!r}, received: {error.strerror}. "
-                "Put the data on a file system that all hosts see under the same path."
-            ) from error
-
-    def read(self, offset: int, length: int) -> bytes:
-        return read_at(self.fd, offset, length, self.name)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-def _strings_from(read: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
-    """A Python function that returns a vector of strings, as one that tf.data can map."""
-    import tensorflow as tf
-
-    def strings(argument: Any) -> Any:
-        # Stateless, so that tf.data may run several calls at a time.
-        result = tf.numpy_function(read, [argument], tf.string, stateful=False)
-        result.set_shape([None])
-        return result
-
-    return strings
-
-
-def _check_arguments(files: Any, features: Any, transform: Any) -> None:
+def _check_arguments(files: Any, features: Any, sequence_features: Any) -> None:
     if not isinstance(files, (str, os.PathLike, Iterable)) or isinstance(files, (bytes, dict)):
         raise InputError(
             f"Expected files to be a folder, a pattern or a list of files, received {type(files).__name__}."
         )
-    if features is not None and not isinstance(features, dict):
-        raise InputError(
-            "Expected features to be a dict of tf.io feature specs such as "
-            f"{{'label': tf.io.FixedLenFeature([], tf.int64)}}, or None, received {type(features).__name__}."
-        )
-    if transform is not None and not callable(transform):
-        raise InputError(
-            f"Expected transform to be a function of one parsed record, or None, received {type(transform).__name__}."
-        )
+    for name, specs in (("features", features), ("sequence_features", sequence_features)):
+        if specs is not None and not isinstance(specs, dict):
+            raise InputError(
+                f"Expected {name} to be a dict of tf.io feature specs such as "
+                f"{{'label': tf.io.FixedLenFeature([], tf.int64)}}, or None, received {type(specs).__name__}."
+            )
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InputError(f"Expected {name} to be a whole number of {least} or more, received {value!r}.")
+def _check_wholes(**numbers: tuple[Any, int]) -> None:
+    """Each is None, or a whole number of at least so much."""
+    for name, (value, least) in numbers.items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (not whole or value < least):
+            raise InputError(f"Expected {name} to be a whole number of {least} or more, received {value!r}.")
+
+
+def _device_part(transform: Any) -> Any:
+    """What a recipe leaves to the device; None for nothing."""
+    return transform.on_device() if isinstance(transform, Images) and transform.standardize is not None else None

@@ -122,6 +122,12 @@ def _spec(name: str, data: Description) -> tf.io.FixedLenFeature:
             f"{nearest(name, sorted(data.features))}"
         )
     feature = parse_feature(data.features[name])
+    if None in feature.shape:
+        raise InputError(
+            f"Expected a feature with the same number of values in all records, received {name!r}, "
+            f"{data.features[name]}, whose records differ in it. Train on it in a script, with distfit.TFRecords and a "
+            "transform that pads it."
+        )
     return tf.io.FixedLenFeature(feature.shape, _TYPES[feature.kind])
 
 

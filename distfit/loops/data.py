@@ -39,7 +39,8 @@ def batches_of(
         # Whatever the order of records: arrays are shuffled by the process's random state, which ranks must share.
         of_job = settle_seed(session, None)
         settled = of_job if seed is None else seed
-        request = Request(y, sample_weight, None, batch_size, steps, shuffle, settled)
+        # Who shuffles, trains: layers that augment records are told so.
+        request = Request(y, sample_weight, None, batch_size, steps, shuffle, settled, training=shuffle)
         return Batches(session, prepare.feed_of_any(session, x, request, endless=shuffle), settled)
 
 

@@ -109,7 +109,7 @@ class Training:
         self._in_sync = InSync(trainee, session, run.in_sync_steps, model_file(run.checkpoint))
         self._saves = session.transport.broadcast(saves(callbacks.callbacks))
         self._interrupt = Interrupt()
-        self._functions: dict[tuple[HandStep, Feed], Callable[..., Any]] = {}
+        self._functions: dict[tuple[HandStep, Feed, bool], Callable[..., Any]] = {}
         self._passes: list[Pass] = []
         self._first_epoch = self._epoch = run.initial_epoch
         self._in_epoch = False
@@ -147,6 +147,7 @@ class Training:
             self._by_hand.finalize()
             self._in_sync.at_end()
             self._callbacks.on_train_end(logs=self._logs)
+            self._data.feed.tell_left_out("training")
         if self._session.num_replicas > 1:
             leave_global(self._trainee, self._session.backend)
 
@@ -202,7 +203,7 @@ class Training:
         """A step on every replica; what it returned on those of this process."""
         session, feed = self._session, batch.of.feed
         with explained(session, feed.source.batch_size), session.watch.waiting(session.watch.position):
-            function = self._function(step, feed)
+            function = self._function(step, feed, batch.of.trains)
             of_replicas = function(tf.constant(float(batch.of.wish()), tf.float64), batch.tensors)
         batch.of.ran([flags for _, flags in of_replicas])
         return [result for result, _ in of_replicas]
@@ -216,7 +217,7 @@ class Training:
     def _end(self, epoch: int) -> None:
         self._in_epoch = False
         self._finish_passes()
-        self._logs = {**self._results(), **self._validated}
+        self._logs = {**self._results(), **self._data.feed.left_out(), **self._validated}
         if self._saves:
             self._in_sync.before_saving()
         self._callbacks.on_epoch_end(epoch, self._logs)
@@ -297,13 +298,13 @@ class Training:
         yield
         backend.run(restore, before)
 
-    def _function(self, step: HandStep, feed: Feed) -> Callable[..., Any]:
-        key = (step, feed)
+    def _function(self, step: HandStep, feed: Feed, trains: bool) -> Callable[..., Any]:
+        key = (step, feed, trains)
         if key not in self._functions:
-            self._functions[key] = self._traced(step, feed)
+            self._functions[key] = self._traced(step, feed, trains)
         return self._functions[key]
 
-    def _traced(self, step: HandStep, feed: Feed) -> Callable[..., Any]:
+    def _traced(self, step: HandStep, feed: Feed, trains: bool) -> Callable[..., Any]:
         @wraps(step.function, updated=())
         def on_replica(rows: Any, flags: Any, data: Any) -> tuple[Any, Any]:
             return self._by_hand.run(step.name, step.function, rows, flags, data)
@@ -311,7 +312,11 @@ class Training:
         transfers, session = self._by_hand.transfers, self._session
         self._by_hand.expect(ragged=feed.source.uneven)
         function = traced(
-            session, on_replica, feed.element_spec, lambda: transfers.get(step.name, []), step.run_eagerly
+            session,
+            feed.made_ready(on_replica, training=trains),
+            feed.element_spec,
+            lambda: transfers.get(step.name, []),
+            step.run_eagerly,
         )
         if not step.run_eagerly:
             session.agree(lambda: self._by_hand.check_changes(step.name, function.get_concrete_function().graph))

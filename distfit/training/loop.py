@@ -107,6 +107,9 @@ class Loop:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
             self._in_sync.at_end()
             callbacks.on_train_end(logs=logs)
+            train.tell_left_out("training")
+            if validation is not None:
+                validation.feed.tell_left_out("validation")
         self._leave_global()
         return model.history
 
@@ -114,6 +117,7 @@ class Loop:
         """The loss and metrics over a feed, by name, from state summed over all replicas."""
         with self._step.installed(), self._interrupt.heard():
             results = self._evaluate(feed, callbacks, "evaluation")
+            feed.tell_left_out("evaluation")
         self._leave_global()
         return results
 
@@ -155,7 +159,7 @@ class Loop:
                 callbacks.on_train_batch_end,
                 f"epoch {epoch + 1}",
             )
-        epoch_logs = dict(self._results("train_step", logs))
+        epoch_logs = {**self._results("train_step", logs), **train.left_out()}
         if validation is not None and model._should_eval(epoch, validation.freq):
             results = self._evaluate(validation.feed, callbacks, f"epoch {epoch + 1}, validation")
             epoch_logs.update({f"val_{name}": value for name, value in results.items()})
@@ -250,7 +254,7 @@ class Loop:
         if key not in self._functions:
             self._functions[key] = traced(
                 self._session,
-                step,
+                feed.made_ready(step, training=step.__name__ in ("train", "accumulate")),
                 feed.element_spec,
                 lambda: self._step.transfers.get(step.__name__, []),
                 run_eagerly=self._model.run_eagerly,

@@ -1,0 +1,351 @@
+"""From the numbers of records to batches of rows, in tf.data, without losing the plan on the way.
+
+    pipeline = Pipeline(row, tally)
+    for rows, origin, data in pipeline.indexed(way, order, global_batch=64, place=(0, 1, 1), workers=2): ...
+
+Each element is one step's part of one process: how many rows the batch has that is cut, which row of it the first
+row of `data` is, and the rows. Where every record becomes a row it is the global batch that is cut; where some are
+left out, or come as they are (`streamed`), it is what this process has of it, which may be nothing: `data` then holds
+one row that does not count, so that every step has its shape on every rank.
+
+A step's records are read in one call, its rows are made one by one, several at a time, and put together again. In
+memory are, beside the step in use, the records of at most `AHEAD` others, of which at most four are rows already.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from distfit.data import plan
+from distfit.data.bad_records import BadRecord, Tally
+from distfit.data.void import zeros
+from distfit.errors import InputError, RunError
+
+# Two steps are made at a time, so that the reading of one hides behind the decoding of another, and two wait.
+_AT_A_TIME = 2
+_WAITING = 2
+# What lies between the steps of tf.data is its own matter; tests/test_rows.py counts what it comes to.
+AHEAD = 4 * _AT_A_TIME + _WAITING
+
+# Of a process: rank, size, replicas per process.
+Place: TypeAlias = tuple[int, int, int]
+# A tf.data.Dataset; TensorFlow is imported when the first one is made.
+Dataset: TypeAlias = Any
+# Numbers, records and seeds of one step.
+Step: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Records(Protocol):
+    """Where records come from."""
+
+    def read_each(self, numbers: np.ndarray) -> Sequence[bytes | BadRecord]:
+        """The records of these numbers; in place of one that cannot be read, what is wrong with it."""
+        ...
+
+    def will_read(self, order: plan.Order, position: int) -> None:
+        """The records from this position of an order on come next."""
+        ...
+
+    def place_of(self, number: int) -> tuple[str, int, int | None]:
+        """File, number in the file and offset of a record, for messages."""
+        ...
+
+
+# From (numbers, rows, seeds) of a step, and one row that does not count where there are no numbers, to (which rows are
+# good: bool [n], all rows). Before them come: the pipeline, where the records come from, how
+# many rows to work on at a time.
+Finish: TypeAlias = Callable[["Pipeline", Records, int, Any, Any, Any], tuple[Any, Any]]
+
+
+class Pipeline:
+    """Makes a row of each record, and puts the rows of a step together.
+
+    Args:
+        row: from (number, serialized record, seed: int32 [2]) to one row, in TensorFlow's graph.
+        tally: counts what is left out, or raises.
+        finish: for what is better done with many rows at a time; None where `row` does everything.
+        seeded: the rows come as (rows, seeds), for what is drawn on the device.
+
+    Attributes:
+        failure: the first error of Python code within tf.data, which TensorFlow only hands on as text.
+    """
+
+    def __init__(
+        self,
+        row: Callable[[Any, Any, Any], Any],
+        tally: Tally,
+        finish: Finish | None = None,
+        seeded: bool = False,
+    ) -> None:
+        self.failure: Exception | None = None
+        self._row, self._finish = row, finish
+        self.tally = tally
+        self._seeded = seeded
+        self._skips = tally.policy == "skip"
+
+    def indexed(
+        self,
+        records: Records,
+        order: plan.Order,
+        global_batch: int,
+        place: Place,
+        workers: int,
+        first_step: int = 0,
+    ) -> Dataset:
+        """The batches of one process for one epoch.
+
+        Args:
+            records: to read.
+            order: of the epoch.
+            global_batch: rows of a full step over all replicas.
+            place: who reads.
+            workers: rows made at a time.
+            first_step: steps of the epoch to leave out; nothing of them is read.
+
+        Raises:
+            InputError: no such step.
+        """
+        import tensorflow as tf
+
+        steps = plan.steps_per_epoch(len(order), global_batch)
+        if not 0 <= first_step < steps:
+            raise InputError(f"Expected a first step below the epoch's {steps} steps, received {first_step}.")
+        # The order travels as data: TensorFlow keeps a Python function, and what it has closed over, for the life of
+        # the process, which would be an order for each epoch.
+        key = tf.constant([*_packed(order), global_batch, *place], tf.int64)
+        read = self.python(functools.partial(self._share, records), [tf.int64, tf.int64, *_step_types()])
+
+        def step(number: Any) -> tuple[Any, Any, Step]:
+            rows, origin, *own = read(key, number)
+            return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), _shaped(own)
+
+        steps_to_read = tf.data.Dataset.range(first_step, steps)
+        read_steps = steps_to_read.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
+        return self._made(read_steps, records, workers, uneven=self._skips)
+
+    def streamed(self, records: Records, batches: Callable[[], Iterator[Step]], workers: int) -> Dataset:
+        """As `indexed`, of what comes as it is: numbers, records and seeds of each step, or of none."""
+        import tensorflow as tf
+
+        def heard() -> Iterator[Step]:
+            with self._remembered():
+                yield from batches()
+
+        signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True))
+        none = tf.constant(0, tf.int64)
+        steps = tf.data.Dataset.from_generator(heard, output_signature=signature)
+        return self._made(steps.map(_as_it_is(lambda *own: (none, none, own))), records, workers, uneven=True)
+
+    @functools.cached_property
+    def element_spec(self) -> Any:
+        """The `tf.TypeSpec`s of a batch of data; the batch dimension is None. Reads no file."""
+        import tensorflow as tf
+
+        step = tuple(
+            zeros(tf.TensorSpec(shape, dtype)) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True)
+        )
+        none = tf.constant(0, tf.int64)
+        made = self._made(tf.data.Dataset.from_tensors((none, none, step)), _Nowhere(), workers=1, uneven=False)
+        return made.element_spec[2]
+
+    def explain(self, error: Exception, files: str) -> Exception:
+        """What to raise in place of an error that came out of these datasets.
+
+        TensorFlow hands on an exception of Python code as text with two tracebacks; this gives it back. Its other
+        errors come from parsing or from the transform, and are told in one paragraph. An error that is not
+        TensorFlow's is returned as it is.
+        """
+        import tensorflow as tf
+
+        if not isinstance(error, tf.errors.OpError):
+            return error
+        if self.failure is not None and str(self.failure) in error.message:
+            return self.failure
+        return RunError(
+            f"Expected every record of {files} to have the declared features and to pass the transform, received: "
+            f"{error.message.strip().splitlines()[0]}. Correct features, transform or files."
+        )
+
+    def _share(self, records: Records, key: np.ndarray, step: np.ndarray) -> tuple[Any, ...]:
+        """What this process reads of a step: rows of the global batch, the first one's place, and its records."""
+        *packed, global_batch, rank, size, replicas = key.tolist()
+        order = _unpacked(packed)
+        share = plan.process_share(order, global_batch, int(step), rank, size, replicas)
+        records.will_read(order, int(step) * global_batch)
+        numbers = share.records
+        if self._skips:  # who has none has none: the one that would keep step may be bad
+            start, stop = plan.process_bounds(share.global_rows, rank, size, replicas)
+            numbers = numbers[: stop - start]
+        return np.int64(share.global_rows), np.int64(share.origin), *self._read(records, numbers, order)
+
+    def _read(self, records: Records, numbers: np.ndarray, order: plan.Order) -> Step:
+        read, whole = records.read_each(numbers), np.ones(len(numbers), bool)
+        for position, record in enumerate(read):
+            if isinstance(record, BadRecord):
+                self.tally.note(record)
+                whole[position] = False
+        self.tally.saw(len(numbers))
+        whole_ones = [record for record in read if isinstance(record, bytes)]
+        return step_of(numbers[whole], whole_ones, order.seed, order.epoch)
+
+    def _made(self, steps: Dataset, records: Records, workers: int, uneven: bool) -> Dataset:
+        """From the records of each step to its rows."""
+        import tensorflow as tf
+
+        def one(rows: Any, origin: Any, step: Step) -> Dataset:
+            def bounded(numbers: Any, data: Any) -> tuple[Any, Any, Any]:
+                if uneven:
+                    return tf.size(numbers, tf.int64), tf.constant(0, tf.int64), data
+                return rows, origin, data
+
+            return self._rows(step, records, workers, uneven).map(_as_it_is(bounded))
+
+        made = steps.interleave(
+            _as_it_is(one), cycle_length=_AT_A_TIME, num_parallel_calls=_AT_A_TIME, deterministic=True
+        )
+        return made.prefetch(_WAITING).with_options(_options(workers))
+
+    def _rows(self, step: Step, records: Records, workers: int, uneven: bool) -> Dataset:
+        """The rows of one step, as one element (numbers, data)."""
+        import tensorflow as tf
+
+        def row(number: Any, record: Any, seed: Any) -> Any:
+            return number, self._row(number, record, seed), seed
+
+        numbers = step[0]
+        made = tf.data.Dataset.from_tensor_slices(step).map(
+            _as_it_is(row), num_parallel_calls=workers, deterministic=True
+        )
+        _check_row(made.element_spec[1])
+        if self._skips:
+            made = made.ignore_errors()
+        made = made.batch(tf.maximum(tf.size(numbers, tf.int64), 1))
+        if uneven:
+            void = tf.data.Dataset.from_tensors(_void(made.element_spec))
+            made = made.concatenate(void).take(1)
+        if self._skips:
+            note = self.python(functools.partial(self._note_missing, records), [tf.int64])
+            made = made.map(_as_it_is(lambda kept, *rest: (tf.ensure_shape(note(numbers, kept)[0], [None]), *rest)))
+        return made.map(_as_it_is(functools.partial(self._finished, records, workers)))
+
+    def _finished(self, records: Records, workers: int, numbers: Any, data: Any, seeds: Any) -> tuple[Any, Any]:
+        """The rows of a step, those that `finish` found bad left out."""
+        import tensorflow as tf
+
+        if self._finish is not None:
+            good, data = self._finish(self, records, workers, numbers, data, seeds)
+            numbers = tf.boolean_mask(numbers, good)
+            # One row stays where none is good, and does not count.
+            stays = tf.cond(tf.reduce_any(good), lambda: good, lambda: tf.range(tf.shape(seeds)[0]) < 1)
+            data, seeds = tf.nest.map_structure(lambda leaf: tf.boolean_mask(leaf, stays), (data, seeds))
+        return numbers, ((data, seeds) if self._seeded else data)
+
+    def _note_missing(self, records: Records, numbers: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray]:
+        for number in np.setdiff1d(numbers, kept).tolist():
+            reason = "what has not the declared features or does not pass the transform"
+            self.tally.note(BadRecord(*records.place_of(number), reason))
+        return (kept,)
+
+    def python(self, function: Callable[..., tuple], types: Sequence[Any]) -> Callable[..., list[Any]]:
+        """A Python function as one of TensorFlow's; what it raises is remembered."""
+        import tensorflow as tf
+
+        def called(*arguments: np.ndarray) -> tuple:
+            with self._remembered():
+                return function(*arguments)
+
+        # Stateless, so that tf.data may run several calls at a time.
+        return lambda *arguments: tf.numpy_function(called, arguments, types, stateful=False)
+
+    @contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except RunError as error:
+            self.failure = self.failure or error
+            raise
+
+
+class _Nowhere:
+    """Of a pipeline that is only asked for its shapes."""
+
+    def read_each(self, numbers: np.ndarray) -> Sequence[bytes | BadRecord]:
+        raise AssertionError("nothing is read for shapes")
+
+    def will_read(self, order: plan.Order, position: int) -> None:
+        raise AssertionError("nothing is read for shapes")
+
+    def place_of(self, number: int) -> tuple[str, int, int | None]:
+        raise AssertionError("nothing is read for shapes")
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Our own functions need no conversion of Python's `if` and `for`, which would wrap what they raise."""
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _options(workers: int) -> Any:
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    # A process of several on a host keeps to its share of the cores.
+    options.threading.private_threadpool_size = workers + _AT_A_TIME
+    options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
+
+
+def step_of(numbers: np.ndarray, records: Sequence[bytes], seed: int, epoch: int) -> Step:
+    """Numbers, records and seeds of a step, as TensorFlow takes them."""
+    strings = np.empty(len(records), dtype=object)
+    strings[:] = records
+    # The bits count: TensorFlow's stateless operations take int32 or int64.
+    return numbers, strings, plan.record_seeds(seed, epoch, numbers).view(np.int32)
+
+
+_STEP_SHAPES: tuple[list[int | None], ...] = ([None], [None], [None, 2])
+
+
+def _step_types() -> list[Any]:
+    import tensorflow as tf
+
+    return [tf.int64, tf.string, tf.int32]
+
+
+def _shaped(step: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    return tuple(tf.ensure_shape(tensor, shape) for tensor, shape in zip(step, _STEP_SHAPES, strict=True))
+
+
+def _void(spec: Any) -> Any:
+    """A step of no numbers, with one row that does not count."""
+    import tensorflow as tf
+
+    _, data, seeds = zeros(spec)
+    return tf.zeros([0], tf.int64), data, seeds
+
+
+def _packed(order: plan.Order) -> tuple[int, ...]:
+    window = -1 if order.window is None else order.window
+    return order.records, order.seed, order.epoch, int(order.shuffle), window, order.block
+
+
+def _unpacked(numbers: Sequence[int]) -> plan.Order:
+    records, seed, epoch, shuffle, window, block = numbers
+    return plan.Order(records, seed, epoch, bool(shuffle), None if window < 0 else window, block)
+
+
+def _check_row(spec: Any) -> None:
+    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+        raise InputError(
+            "Expected the transform of TFRecords to return x, (x, y) or (x, y, sample_weight), received a tuple of "
+            f"{len(spec)}. Put several inputs or outputs into a dict or an inner tuple."
+        )

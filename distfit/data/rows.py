@@ -1,0 +1,166 @@
+"""How a record becomes a row: what `distfit.TFRecords` was told about it, as the pipeline takes it.
+
+    rows = rows_of(features, sequence_features, transform, training=True)
+    pipeline = Pipeline(rows.row, tally, rows.finish)
+    rows.keep("memory", records=50_000, name="run-7")       # from now on
+
+A ready image recipe decodes the images of a step together; functions and layers take one record at a time.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from distfit.data.bad_records import BadRecord
+from distfit.data.cache import Field, RowCache, cached, fields_of
+from distfit.data.cache_file import Where
+from distfit.data.images import Images
+from distfit.data.images.rows import augment_rows, decode_rows
+from distfit.data.pipeline import Finish, Pipeline, Records
+from distfit.data.transforms import RowFunction, row_function
+from distfit.errors import InputError
+
+
+class _Rows:
+    """What makes rows, and what was made before, if it is kept.
+
+    Attributes:
+        cache: of what does not change from epoch to epoch.
+        pipeline: that calls; it remembers what Python code raises.
+    """
+
+    finish: Finish | None = None
+
+    def __init__(self) -> None:
+        self.cache: RowCache | None = None
+        self.pipeline: Pipeline | None = None
+
+    def row(self, number: Any, record: Any, seed: Any) -> Any:
+        """One row, in TensorFlow's graph."""
+        raise NotImplementedError
+
+    def fields(self) -> list[Field]:
+        """What can be kept of a row.
+
+        Raises:
+            InputError: nothing.
+        """
+        raise NotImplementedError
+
+    def keep(self, where: Where, records: int, name: str) -> None:
+        """Rows that are made from now on are kept.
+
+        Args:
+            where: "memory" or "disk".
+            records: of the data set.
+            name: of this run and data set, the same on every rank.
+
+        Raises:
+            InputError: they have no fixed size, or there is no room.
+        """
+        self.cache = RowCache(records, self.fields(), where, name)
+
+    def forget(self) -> None:
+        """Ends the keeping."""
+        if self.cache is not None:
+            self.cache.close()
+        self.cache = None
+
+
+class OfFunctions(_Rows):
+    """Rows by a user's functions and layers: `data.transforms`."""
+
+    def __init__(self, features: Any, sequence_features: Any, transform: Any, training: bool) -> None:
+        super().__init__()
+        self._arguments, self._training = (features, sequence_features, transform), training
+
+    @cached_property
+    def _function(self) -> RowFunction:
+        return row_function(*self._arguments, training=self._training)
+
+    def row(self, number: Any, record: Any, seed: Any) -> Any:
+        """Parsed and transformed, or what was kept of it and the rest."""
+        if self.cache is None or self.pipeline is None:
+            return self._function(record, seed)
+        kept = cached(self._function.steady, self._function.steady_spec, self.cache, self.pipeline.python)
+        return self._function.finish(kept(number, record), seed)
+
+    def fields(self) -> list[Field]:
+        """What comes before anything random."""
+        return fields_of(self._function.steady_spec)
+
+
+class OfImages(_Rows):
+    """Rows by a ready recipe: many images at a time in Python, whose decoders are faster than TensorFlow's."""
+
+    def __init__(self, images: Images, features: Any) -> None:
+        super().__init__()
+        self._images, self._features = images, dict(features or {})
+
+    def row(self, number: Any, record: Any, seed: Any) -> Any:
+        """The encoded image, and the target where there is one."""
+        import tensorflow as tf
+
+        image, target = self._images.image, self._images.target
+        specs = {image: tf.io.FixedLenFeature([], tf.string)}
+        if target is not None:
+            specs[target] = self._features.get(target, tf.io.FixedLenFeature([], tf.int64))
+        parsed = tf.io.parse_single_example(record, specs)
+        return parsed[image], (() if target is None else (parsed[target],))
+
+    def finish(self, pipeline: Pipeline, records: Records, workers: int, numbers: Any, data: Any, seeds: Any) -> Any:
+        """Their pixels."""
+        import tensorflow as tf
+
+        def pixels(numbers: np.ndarray, encoded: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if not len(numbers):
+                return np.zeros((1, *self._images.shape), np.uint8), np.zeros(0, bool)
+            rows, wrong = self._pixels(numbers, encoded, seeds.view(np.uint32), workers)
+            good = np.ones(len(numbers), bool)
+            for row, reason in wrong.items():
+                pipeline.tally.note(BadRecord(*records.place_of(int(numbers[row])), reason))
+                good[row] = False
+            return rows, good
+
+        encoded, target = data
+        rows, good = pipeline.python(pixels, [tf.uint8, tf.bool])(numbers, encoded, seeds)
+        rows, good = tf.ensure_shape(rows, [None, *self._images.shape]), tf.ensure_shape(good, [None])
+        return good, (rows, *target) if target else rows
+
+    def fields(self) -> list[Field]:
+        """The pixels before anything random."""
+        shape = self._images.cacheable_shape
+        if shape is None:
+            raise InputError(
+                f"Expected images that are the same in every epoch for cache=, received fit={self._images.fit!r}, "
+                'which decodes another part of each. Use another fit, "center_crop" say, or leave out cache.'
+            )
+        return [Field(shape, np.dtype(np.uint8))]
+
+    def _pixels(
+        self, numbers: np.ndarray, encoded: Any, seeds: np.ndarray, workers: int
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        if self.cache is None:
+            return decode_rows(self._images, encoded, seeds, workers)
+        kept, (rows,) = self.cache.get(numbers)
+        missing = np.flatnonzero(~kept)
+        made, wrong = decode_rows(self._images, encoded[missing], seeds[missing], workers, augmented=False)
+        whole = np.array([row not in wrong for row in range(len(missing))], bool)
+        self.cache.put(numbers[missing[whole]], [made[whole]])
+        rows[missing] = made
+        augment_rows(self._images, rows, seeds, workers)
+        return rows, {int(missing[row]): reason for row, reason in wrong.items()}
+
+
+def rows_of(features: Any, sequence_features: Any, transform: Any, training: bool = True) -> OfFunctions | OfImages:
+    """What makes rows of records, by what `distfit.TFRecords` was given.
+
+    Args:
+        training: False leaves out what is random by its nature.
+    """
+    if isinstance(transform, Images):
+        return OfImages(transform if training else transform.without_chance(), features)
+    return OfFunctions(features, sequence_features, transform, training)
