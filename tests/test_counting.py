@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from distfit.data.build.ahead import ahead
+from distfit.data.ahead import ahead
 from distfit.monitor.counting import in_lines, silent
 from tests.pictures import make_caltech
 from tests.ranks import environment
@@ -28,8 +29,29 @@ def counted(seconds_each, total=40):
 
 def test_a_line_every_ten_seconds_says_how_far_and_how_long():
     lines = counted(seconds_each=3)
-    assert lines[0] == "Checking 4/40 images - left 1:48"
+    assert lines[0] == "Checking 4/40 images - 0.3 images/s - left 1:48"
     assert len(lines) == 40 * 3 // 12
+
+
+def test_bytes_are_shown_where_they_are_counted():
+    stream = io.StringIO()
+    clock = iter([0.0, 5.0, 10.0])
+    with in_lines("Writing", 4, "records", stream, clock=lambda: next(clock)) as done:
+        done(25_000_000)
+        done(5_000_000)
+    assert stream.getvalue() == "Writing 2/4 records - 0.2 records/s, 3.0 MB/s - left 10s\n"
+
+
+def test_counts_of_several_threads_are_all_counted():
+    stream, now = io.StringIO(), itertools.count(step=10.0)
+    with in_lines("Writing", 400, "records", stream, clock=lambda: next(now)) as done:
+        workers = [threading.Thread(target=lambda: [done() for _ in range(100)]) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    counts = [int(line.split()[1].split("/")[0]) for line in stream.getvalue().splitlines()]
+    assert counts == list(range(1, 401))
 
 
 def test_what_is_over_at_once_says_nothing():
@@ -74,7 +96,7 @@ main()
 """
 
 
-def test_ctrl_c_on_a_terminal_leaves_nothing_behind(tmp_path):
+def test_ctrl_c_on_a_terminal_says_how_to_go_on(tmp_path):
     pictures = make_caltech(tmp_path / "pictures", classes=2, per_class=1)
     for number in range(2, 3000):
         os.link(pictures / "001.ak47" / "001_0001.jpg", pictures / "001.ak47" / f"{number}.jpg")
@@ -94,8 +116,11 @@ def test_ctrl_c_on_a_terminal_leaves_nothing_behind(tmp_path):
     assert process.returncode == 130, shown
     assert "Checking" in shown
     assert "/3000" in shown
-    assert shown.rstrip().endswith("distfit: interrupted")
-    assert os.listdir(tmp_path / "new") == []
+    assert "images/s" in shown
+    line = shown.rstrip().splitlines()[-1]
+    assert "distfit: interrupted; the same command goes on from here" in line
+    assert line.endswith(f"{str(tmp_path / 'new' / '.out.build')!r}.")
+    assert os.listdir(tmp_path / "new") == [".out.build"]
 
 
 def read_until(terminal, reached, limit_s=120):

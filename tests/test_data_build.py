@@ -1,10 +1,12 @@
 """Built data sets: the digits and tables, once each, stratified, the same bytes for a seed, whole or absent."""
 
+import dataclasses
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from distfit import cli
 from distfit.data import build, description
 from distfit.data.build.split import stratified_split
 from distfit.data.build.whole_folder import check_free
-from distfit.data.index import build_index
-from distfit.data.records import read_at, write_records
+from distfit.data.example import parse_example
+from distfit.data.records import read_at, scan, write_records
 from distfit.errors import InputError, RunError
 
 
@@ -46,20 +48,19 @@ def small_source(labels=(0, 1) * 10):
     )
 
 
-def examples_of(folder, split):
-    import tensorflow as tf
+def records_of(folder, split):
+    """The features of each record of a split, {name: values}."""
+    for path in description.load(folder).files(split):
+        offsets, lengths = scan(path)
+        with open(path, "rb") as file:
+            for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+                record = parse_example(read_at(file.fileno(), offset, length, path))
+                yield {name: list(found.values) for name, found in record.items()}
 
-    files = description.load(folder).files(split)
-    index = build_index(files)
-    for file_of, offset, length in zip(index.file_of, index.offsets, index.lengths, strict=True):
-        with open(files[file_of], "rb") as file:
-            record = read_at(file.fileno(), int(offset), int(length), files[file_of])
-        feature = tf.train.Example.FromString(record).features.feature
-        yield (
-            feature["filename"].bytes_list.value[0].decode(),
-            feature["label"].int64_list.value[0],
-            feature["image"].bytes_list.value[0],
-        )
+
+def examples_of(folder, split):
+    for record in records_of(folder, split):
+        yield record["filename"][0].decode(), record["label"][0], record["image"][0]
 
 
 def bytes_of(folder):
@@ -94,7 +95,11 @@ def test_the_files_are_what_the_description_says(digits):
         assert described.split(split).records == len(labels)
         assert described.split(split).per_class == tuple(np.bincount(labels))
         for path, shard in zip(described.files(split), described.split(split).shards, strict=True):
-            assert (len(build_index([path])), os.path.getsize(path)) == (shard.records, shard.bytes)
+            lengths = scan(path)[1]
+            assert (len(lengths), os.path.getsize(path), max(lengths)) == (shard.records, shard.bytes, shard.longest)
+        lengths = np.concatenate([scan(path)[1] for path in described.files(split)])
+        assert described.split(split).longest_record == max(lengths)
+        assert described.split(split).mean_record == pytest.approx(np.mean(lengths))
 
 
 def test_tensorflow_reads_the_images(digits):
@@ -233,8 +238,7 @@ def test_a_build_that_fails_leaves_nothing_and_keeps_what_was_there(small):
         with pytest.raises(KeyError):
             build.write_dataset(source, out, shards=1, validation_shards=1, force=True)
     assert bytes_of(small) == before
-    assert sorted(os.listdir(small.parent)) == ["new", "small"]
-    assert os.listdir(small.parent / "new") == []
+    assert os.listdir(small.parent) == ["small"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -263,6 +267,91 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(tmp_path, arguments,
     with pytest.raises(InputError, match=message):
         build.write_dataset(small_source(), tmp_path / "a", **arguments)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_number_of_shards_and_their_size_are_not_both_taken(tmp_path):
+    with pytest.raises(InputError, match="number of shards or their size, received both, 2 shards and 100 bytes"):
+        build.write_dataset(small_source(), tmp_path / "a", shards=2, shard_bytes=100)
+
+
+def test_shards_have_the_size_that_was_asked_for(tmp_path):
+    """Names are 10 bytes, images 9 or so, and framing and the names of features are counted as 100."""
+    source = dataclasses.replace(small_source(labels=(0, 1) * 500), sizes=np.full(1000, 20))
+    built = build.write_dataset(source, tmp_path / "a", shard_bytes=9600, validation_shards=4)
+    assert [len(split.shards) for split in built.splits.values()] == [10, 4]
+    assert max(shard.bytes for shard in built.split("train").shards) <= 9600
+
+
+def test_a_test_split_may_be_given(tmp_path):
+    given = np.array([0, 1, 2, 0, 0, 2, 2, 0, 0, 0], np.int8)
+    source = dataclasses.replace(small_source(labels=(0, 1) * 5), given_split=given)
+    built = build.write_dataset(source, tmp_path / "a")
+    assert {name: split.records for name, split in built.splits.items()} == {"train": 6, "validation": 1, "test": 3}
+    assert {name for name, _, _ in examples_of(tmp_path / "a", "test")} == {"2.png", "5.png", "6.png"}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_does_not_matter(tmp_path, small, threads):
+    build.write_dataset(small_source(), tmp_path / "a", shards=2, validation_shards=1, threads=threads)
+    assert bytes_of(tmp_path / "a") == bytes_of(small)
+
+
+def test_the_first_shard_that_fails_stops_the_others(tmp_path):
+    read = []
+
+    def failing(number):
+        read.append(number)
+        if len(read) == 20:
+            raise KeyError("stop")
+        time.sleep(0.001)
+        return b"image"
+
+    source = dataclasses.replace(small_source(labels=(0, 1) * 500), encoded=failing)
+    with pytest.raises(KeyError, match="stop"):
+        build.write_dataset(source, tmp_path / "a", shards=4, threads=3)
+    assert len(read) < 100
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_distfit_keeps_beside_records_does_not_hinder_replacing_them(small):
+    (small / ".distfit-index").write_bytes(b"")
+    build.write_dataset(small_source(), small, shards=1, validation_shards=1, force=True)
+    assert len(os.listdir(small)) == 3
+
+
+def test_records_are_written_as_tensorflow_writes_them(tmp_path):
+    """Types, lists, none and many values; in the order of a map that is the same in every process."""
+    import tensorflow as tf
+
+    types = {"zeta": "float32[2]", "Alpha": "bytes[?]", "\u00e9": "int64[?]", "": "bytes", "a": "float32"}
+
+    class Varied:
+        name, classes, labels = "varied", ("a",), np.zeros(6, np.int64)
+        image_format = pixels = sizes = given_split = None
+        features = types | {"label": "int64"}
+
+        def record(self, number):
+            words, numbers = [b"w" * one for one in range(number)], np.array([-1, 0, 2**62, 300])[:number]
+            rest = {"zeta": np.array([[0.5], [-0.0]]), "": b"\xff", "a": np.float32(number)}
+            return {"Alpha": words, "\u00e9": numbers, **rest}
+
+    built = build.write_dataset(Varied(), tmp_path / "a", shards=1, validation_shards=1)
+    lists = {"bytes": ("bytes_list", tf.train.BytesList), "int64": ("int64_list", tf.train.Int64List)}
+    lists["float32"] = ("float_list", tf.train.FloatList)
+    expected = []
+    for number in range(6):
+        values = {**Varied().record(number), "label": 0}
+        features = {}
+        for name, text in Varied.features.items():
+            field, of = lists[text.split("[")[0]]
+            value = [values[name]] if isinstance(values[name], bytes) else values[name]
+            features[name] = tf.train.Feature(
+                **{field: of(value=value if isinstance(value, list) else np.ravel(value))}
+            )
+        example = tf.train.Example(features=tf.train.Features(feature=features))
+        expected.append(example.SerializeToString(deterministic=True))
+    files = [path for split in built.splits for path in description.load(tmp_path / "a").files(split)]
+    assert sorted(record.numpy() for record in tf.data.TFRecordDataset(files)) == sorted(expected)
 
 
 def test_a_source_whose_label_is_no_class_is_refused():
@@ -309,10 +398,15 @@ def test_the_command_builds_a_table_and_says_what(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--images DIR or --from NAME, received none"),
-        (["--images", "a", "--from", "wine"], "--images DIR or --from NAME, received both"),
+        ([], "--manifest FILE or --from NAME, received none"),
+        (["--images", "a", "--from", "wine"], "--from NAME, received --images and --from"),
         (["--from", "wine", "--skip-bad"], "Expected --skip-bad with --images"),
         (["--from", "wine", "--validation-images", "a"], "Expected --validation-images with --images"),
+        (
+            ["--images", "a", "--image-root", "b"],
+            "Expected --image-root with --csv or --manifest, received it with --im",
+        ),
+        (["--manifest", "a", "--columns", "b,c"], "Expected --columns with --csv"),
     ],
 )
 def test_the_command_takes_one_origin_of_records(tmp_path, arguments, message):
@@ -327,16 +421,21 @@ def test_the_command_takes_one_origin_of_records(tmp_path, arguments, message):
 
 @pytest.mark.parametrize(
     ("text", "kind", "shape"),
-    [("int64", "int64", ()), ("float32[13]", "float32", (13,)), ("float32[2, 3]", "float32", (2, 3))],
+    [
+        ("int64", "int64", ()),
+        ("float32[13]", "float32", (13,)),
+        ("float32[2, 3]", "float32", (2, 3)),
+        ("bytes[?]", "bytes", (None,)),
+    ],
 )
 def test_the_type_of_a_feature_is_read(text, kind, shape):
     assert description.parse_feature(text) == description.Feature(kind, shape)
 
 
-@pytest.mark.parametrize("text", ["float", "float32[]", "float32[a]", "float32[3", ""])
+@pytest.mark.parametrize("text", ["float", "float32[]", "float32[a]", "float32[3", "int64[?,3]", ""])
 def test_an_unknown_type_of_a_feature_is_refused(small, text):
     edited(small, features={"image": text})
-    with pytest.raises(InputError, match=r"such as float32\[13\], received "):
+    with pytest.raises(InputError, match=r"such as float32\[13\], or int64\[\?\] where .* received "):
         description.load(small)
 
 
@@ -346,6 +445,19 @@ def test_a_description_survives_its_file_and_a_move(small):
     after = description.load(small.parent / "moved")
     assert after.to_json() == before.to_json()
     assert after.files("train")[0] == str(small.parent / "moved" / "train-00000-of-00002.tfrecord")
+
+
+def test_a_description_of_an_older_version_of_distfit_is_read(small):
+    fields = json.loads((small / "dataset.json").read_text())
+    for name in ("max_side", "quality"):
+        del fields[name]
+    for split in fields["splits"].values():
+        for shard in split["shards"]:
+            del shard["longest"]
+    (small / "dataset.json").write_text(json.dumps(fields))
+    described = description.load(small)
+    assert (described.max_side, described.split("train").longest_record) == (None, None)
+    assert described.split("train").mean_record > 0
 
 
 def test_a_missing_folder_is_refused(tmp_path):

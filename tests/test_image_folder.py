@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from distfit import cli
 from distfit.data import build, description
 from distfit.data.build import image_folder
-from distfit.data.build.image_check import NotAnImage, image_format
+from distfit.data.build.check import check_files
+from distfit.data.build.image_check import NotAnImage, checked_image
+from distfit.data.build.listing import Wrong
 from distfit.errors import InputError, RunError
 from tests.pictures import class_folders, make_caltech
 from tests.test_data_build import bytes_of, examples_of
@@ -113,7 +115,7 @@ def tensorflow_decodes(data):
 @pytest.mark.parametrize("name", GOOD)
 def test_an_image_is_taken_as_tensorflow_takes_it(name):
     kind, data = GOOD[name]
-    assert image_format(data) == kind
+    assert checked_image(data) == (kind, 60)
     assert tensorflow_decodes(data)
 
 
@@ -121,7 +123,7 @@ def test_an_image_is_taken_as_tensorflow_takes_it(name):
 def test_no_image_is_refused_as_tensorflow_refuses_it(name):
     reason, data = (BAD | WRONG_THOUGH_DECODED)[name]
     with pytest.raises(NotAnImage) as refused:
-        image_format(data)
+        checked_image(data)
     assert str(refused.value).startswith(reason)
     assert tensorflow_decodes(data) == (name in WRONG_THOUGH_DECODED)
 
@@ -221,14 +223,14 @@ def test_what_begins_as_no_image_is_not_read_whole(pictures):
     huge = pictures / "001.ak47" / "all.tar"
     with huge.open("wb") as file:
         file.truncate(2**40)  # takes no room
-    found = image_folder.find_images(pictures)
+    listing = image_folder.folder_listing(pictures)
     tracemalloc.start()
     try:
-        checked = image_folder.check_images(found)
+        checked = check_files(listing)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert checked.found.wrong == [image_folder.Wrong("001.ak47/all.tar", "no image")]
+    assert checked.listing.wrong == [Wrong(repr(str(huge)), "no image")]
     assert most < 2**26
 
 
@@ -340,9 +342,15 @@ def test_a_place_within_the_images_is_refused(pictures):
 def test_arguments_are_refused_before_an_image_is_read(pictures, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(pictures, tmp_path / "val")
-    monkeypatch.setattr(build, "check_images", None)
+    monkeypatch.setattr("distfit.data.build.listed.check_files", None)
     with pytest.raises(InputError, match=message):
         build.build_images("pictures", "out", **arguments)
+
+
+def test_images_for_validation_that_were_all_left_out_are_refused(pictures, tmp_path):
+    put(tmp_path / "val" / "257.clutter" / "a.jpg", b"text")
+    with pytest.raises(InputError, match=r"Expected images for validation in '.*val', received none"):
+        build.build_images(pictures, tmp_path / "out", validation_images=tmp_path / "val", skip_bad=True)
 
 
 # While it is written.
@@ -351,13 +359,13 @@ def test_arguments_are_refused_before_an_image_is_read(pictures, tmp_path, monke
 def test_an_image_that_changes_meanwhile_ends_the_build(pictures, tmp_path):
     changed = pictures / "001.ak47" / "001_0001.jpg"
 
-    def between(found, count):
-        checked = image_folder.check_images(found, count)
+    def between(*arguments):
+        checked = check_files(*arguments)
         changed.write_bytes(encoded("jpeg"))
         return checked
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "check_images", between)
+        patch.setattr("distfit.data.build.listed.check_files", between)
         with pytest.raises(RunError, match=r"001_0001\.jpg' as it was when it was checked, received other bytes"):
             build.build_images(pictures, tmp_path / "out")
     assert os.listdir(tmp_path) == ["pictures"]

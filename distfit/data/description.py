@@ -14,12 +14,15 @@ import os
 import re
 from dataclasses import dataclass
 
+from distfit.data.example import NotAnExample, parse_example
 from distfit.data.records import read_at, scan
 from distfit.errors import InputError, nearest
 
 NAME = "dataset.json"
 VERSION = 1
 LABELS_MOST_BYTES = 256 * 2**20
+# Of a record in a TFRecord file: its length and two checksums.
+FRAMING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class Feature:
 
     Args:
         kind: "bytes", "int64" or "float32": which of TensorFlow's three lists holds the values.
-        shape: of the values, in C order; () is one value.
+        shape: of the values, in C order; () is one value, (None,) as many as each record has.
     """
 
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
 
 
 def parse_feature(text: str) -> Feature:
@@ -42,26 +45,35 @@ def parse_feature(text: str) -> Feature:
     Feature(kind='bytes', shape=())
     >>> parse_feature("float32[28,28]")
     Feature(kind='float32', shape=(28, 28))
+    >>> parse_feature("int64[?]")
+    Feature(kind='int64', shape=(None,))
 
     Raises:
         InputError: it is no type that records have.
     """
-    found = re.fullmatch(r"(bytes|int64|float32)(?:\[(\d+(?:, ?\d+)*)\])?", text)
+    found = re.fullmatch(r"(bytes|int64|float32)(?:\[(\?|\d+(?:, ?\d+)*)\])?", text)
     if not found:
         raise InputError(
             "Expected the type of a feature, bytes, int64 or float32, with a shape in brackets where it has several "
-            f"values, such as float32[13], received {text!r}. Correct it in {NAME}."
+            f"values, such as float32[13], or int64[?] where their number differs, received {text!r}. Correct it in "
+            f"{NAME}."
         )
+    if found[2] == "?":
+        return Feature(found[1], (None,))
     return Feature(found[1], tuple(int(side) for side in (found[2] or "").split(",") if side))
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One TFRecord file: its name in the folder, its records, its size in bytes."""
+    """One TFRecord file: its name in the folder, its records, its size in bytes.
+
+    `longest` is the bytes of its longest record, without the framing; None where nobody has written it down.
+    """
 
     name: str
     records: int
     bytes: int
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,17 @@ class Split:
     records: int
     per_class: tuple[int, ...]
     shards: tuple[Shard, ...]
+
+    @property
+    def longest_record(self) -> int | None:
+        """Bytes of the longest record; None where it is not known."""
+        known = [shard.longest for shard in self.shards if shard.longest is not None]
+        return max(known) if len(known) == len(self.shards) > 0 else None
+
+    @property
+    def mean_record(self) -> float:
+        """Bytes of a record on average, without the framing."""
+        return sum(shard.bytes for shard in self.shards) / self.records - FRAMING_BYTES
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,9 @@ class Description:
         pixels: what a pixel's value means, for people; None when the images themselves say it, or without them.
         features: name and type of each feature of a record; `parse_feature` reads a type.
         splits: by name.
+        max_side: pixels that the longer side of an image was shrunk to where it had more; None where images
+            are stored as they were.
+        quality: of the JPEGs that came out of that.
         folder: where it was loaded from; not part of the file.
     """
 
@@ -106,6 +132,8 @@ class Description:
     pixels: str | None
     features: dict[str, str]
     splits: dict[str, Split]
+    max_side: int | None = None
+    quality: int | None = None
     folder: str = ""
 
     def split(self, name: str) -> Split:
@@ -241,11 +269,8 @@ def _check_labels_of(path: str, classes: int) -> None:
 
 
 def _label(serialized: bytes) -> int | None:
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
-
     try:
-        values = tf.train.Example.FromString(serialized).features.feature["label"].int64_list.value
-    except DecodeError:
+        label = parse_example(serialized).get("label")
+    except NotAnExample:
         return None
-    return values[0] if len(values) == 1 else None
+    return label.values[0] if label is not None and label.kind == "int64" and len(label.values) == 1 else None

@@ -1,6 +1,6 @@
 """Is this a whole image that TensorFlow will decode? Asked of the bytes, before training, without TensorFlow.
 
-    image_format(data)                       # "jpeg", or NotAnImage: "cut off or damaged (...)"
+    checked_image(data)                      # ("jpeg", 500), or NotAnImage: "cut off or damaged (...)"
     refuse_other(file)                       # before all of a file is read: may it be one at all?
 
 An image is decoded here by Pillow, which lets threads decode at a time and says what is wrong; TensorFlow
@@ -10,7 +10,7 @@ the middle of a JPEG that both of them decode without an error cannot be seen.
 """
 
 import io
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 _SIGNATURES = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "gif": b"GIF8", "bmp": b"BM"}
 _SIGNATURE_BYTES = 12
@@ -24,10 +24,17 @@ class NotAnImage(Exception):
     """Bytes that TensorFlow will not decode to an image; the text says why, after "it is"."""
 
 
-def image_format(data: bytes) -> str:
-    """The format of an encoded image, whatever its file is called: one of `FORMATS`.
+class CheckedImage(NamedTuple):
+    """A whole image: its format, one of `FORMATS`, and the pixels of its longer side."""
 
-    >>> image_format(b"<html>404</html>")
+    format: str
+    side: int
+
+
+def checked_image(data: bytes) -> CheckedImage:
+    """What an encoded image is, whatever its file is called.
+
+    >>> checked_image(b"<html>404</html>")
     Traceback (most recent call last):
     distfit.data.build.image_check.NotAnImage: no image
 
@@ -41,12 +48,11 @@ def image_format(data: bytes) -> str:
         raise NotAnImage(_other(io.BytesIO(data)))
     _OWN_RULES.get(found, lambda data: None)(data)
     try:
-        _decode(data, found)
+        return CheckedImage(found, _decode(data, found))
     except NotAnImage:
         raise
     except Exception as error:  # Pillow lets through whatever its decoders meet
         raise NotAnImage(f"a {found.upper()} image that is cut off or damaged{_detail(error)}") from error
-    return found
 
 
 def refuse_other(file: BinaryIO) -> None:
@@ -84,10 +90,12 @@ def _other(file: BinaryIO) -> str:
         return "no image"
 
 
-def _decode(data: bytes, name: str) -> None:
+def _decode(data: bytes, name: str) -> int:
+    """The longer side of an image that is whole."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=[name.upper()]) as image:
+        side = max(image.size)
         if name == "jpeg":
             image.draft(image.mode, (1, 1))  # reads every bit, but computes an eighth of each side: 4 times faster
         if name == "bmp" and image.mode in ("P", "1"):
@@ -95,6 +103,7 @@ def _decode(data: bytes, name: str) -> None:
         if name == "webp" and getattr(image, "is_animated", False):
             raise NotAnImage("an animated WEBP image, which TensorFlow does not decode")
         _load_all(image) if name == "gif" else image.load()
+        return side
 
 
 def _load_all(image: Any) -> None:

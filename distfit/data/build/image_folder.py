@@ -1,40 +1,54 @@
-"""Folders of images as a data set: a class for each folder, a label for each file, and what is wrong with them.
+"""Folders of images as a data set: a class for each folder, a label for each file.
 
-    found = find_images("256_ObjectCategories")      # 001.ak47/001_0001.jpg ..., every file below a class folder
-    checked = check_images(found)                    # reads and decodes each
-    checked.wrong                                    # [Wrong("198.spider/RENAME2", "no image"), ...]
+    listing = folder_listing("256_ObjectCategories")      # 001.ak47/001_0001.jpg ..., every file below a class folder
 
 Classes are the folders' names, sorted; a label is a position among them. A class folder may hold further
 folders. What systems leave in folders is passed over: names that begin with a dot, and those in `BY_CATCH`.
 """
 
-import dataclasses
 import os
-import stat
-import warnings
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 
-from distfit.data.build.ahead import ahead
-from distfit.data.build.image_check import FORMATS, NotAnImage, image_format, refuse_other
-from distfit.errors import InputError, RunError, nearest
-from distfit.monitor.counting import Counting, silent
+from distfit.data.build.listing import Listing, Wrong, without_record
+from distfit.data.build.names import Names
+from distfit.errors import InputError, nearest
 
 BY_CATCH = {"thumbs.db", "desktop.ini", "__macosx", "lost+found"}
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 TRAINING, VALIDATION = {"train", "training"}, {"val", "valid", "validation"}
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """A file that cannot be a record: its path below the folder, and why, after "it is"."""
+@dataclass(frozen=True, eq=False)
+class Folders(Listing):
+    """Images of one folder, or of one for training and one for validation.
 
-    name: str
-    reason: str
+    Args:
+        folders: as they were named.
+        prefixes: what the names of each folder's images begin with beside their path in it.
+    """
+
+    folders: tuple[str, ...]
+    prefixes: tuple[str, ...]
+
+    def paths(self, number: int) -> list[str]:
+        part = 0 if self.given_split is None else int(self.given_split[number])
+        return [os.path.join(self.folders[part], self.names[number][len(self.prefixes[part]) :])]
+
+    def check_classes(self) -> None:
+        trained = self if self.given_split is None else self.only(self.given_split == 0)
+        empty = without_record(trained)
+        if empty.size:
+            name, folder = self.classes[empty[0]], self.folders[0]
+            reason = "".join(f", which is {bad.reason}" for bad in self.wrong if bad.where == _where(folder, name))
+            raise InputError(
+                f"Expected an image in every class folder of {folder!r}, received none in {name!r}{reason} "
+                f"({empty.size} of {len(self.classes)} folders). Add images, or remove the folder."
+            )
+        if self.given_split is not None and not self.given_split.any():
+            raise InputError(f"Expected images for validation in {self.folders[1]!r}, received none. Add some.")
 
 
 @dataclass(frozen=True)
@@ -45,54 +59,44 @@ class Found:
         folder: what the names are relative to.
         classes: the class folders, sorted.
         names: of the files, `class/.../file`, sorted within each class, in the order of the classes.
-        labels: position of each file's class, int64.
+        labels: position of each file's class, int32.
         wrong: what was met beside files: a folder that cannot be read, a file in no class.
     """
 
     folder: str
     classes: tuple[str, ...]
-    names: list[str]
+    names: Names
     labels: np.ndarray
     wrong: list[Wrong]
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Images that are whole, and what was none.
+def folder_listing(images: str | os.PathLike, validation_images: str | os.PathLike | None = None) -> Folders:
+    """The images of a folder; with another one for validation, both, the folder's name before each file's.
 
-    Args:
-        found: the images alone, with all that is wrong.
-        formats: position in `image_check.FORMATS` of each.
-        sizes: bytes of each.
-        checksums: CRC-32C of each, by which `read` notices a change.
+    Raises:
+        InputError: there is no such folder, it does not hold enough class folders, or the one for validation has
+            a class that the other has not.
     """
-
-    found: Found
-    formats: np.ndarray
-    sizes: np.ndarray
-    checksums: np.ndarray
-
-    @property
-    def image_format(self) -> str:
-        """The one format of all images, or "mixed"."""
-        names = {FORMATS[code] for code in np.unique(self.formats)}
-        return names.pop() if len(names) == 1 else "mixed"
-
-    def read(self, number: int) -> bytes:
-        """The bytes of an image, as they were checked.
-
-        Raises:
-            RunError: they have changed since.
-        """
-        path = os.path.join(self.found.folder, self.found.names[number])
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise _changed(path, f"{error.strerror}") from error
-        if google_crc32c.value(data) != self.checksums[number]:
-            raise _changed(path, "other bytes")
-        return data
+    train = find_images(images)
+    if validation_images is None:
+        return Folders(
+            f"images of {_base(train)!r}",
+            *(train.classes, train.names, train.labels, None, train.wrong),
+            folders=(train.folder,),
+            prefixes=("",),
+        )
+    both = [train, find_images(validation_images, least_classes=1)]
+    prefixes = tuple(f"{_base(one)}/" for one in both)
+    return Folders(
+        name=f"images of {' and of '.join(repr(_base(one)) for one in both)}",
+        classes=train.classes,
+        names=Names.of(prefix + name for prefix, one in zip(prefixes, both, strict=True) for name in one.names),
+        labels=np.concatenate([train.labels, labels_among(train.classes, both[1])]),
+        given_split=np.repeat(np.arange(2, dtype=np.int8), [len(one.names) for one in both]),
+        wrong=[bad for one in both for bad in one.wrong],
+        folders=tuple(one.folder for one in both),
+        prefixes=prefixes,
+    )
 
 
 def find_images(folder: str | os.PathLike, least_classes: int = 2) -> Found:
@@ -109,42 +113,19 @@ def find_images(folder: str | os.PathLike, least_classes: int = 2) -> Found:
     classes, wrong = _class_folders(folder)
     _check_layout(folder, classes, wrong, least_classes)
     above = [_identity(folder)]
-    names: list[str] = []
-    per_class = []
-    for name in classes:
-        before = len(names)
-        for entry in _walk(folder, name, above):
-            wrong.append(entry) if isinstance(entry, Wrong) else names.append(entry)
-        per_class.append(len(names) - before)
-    return Found(folder, tuple(classes), names, np.repeat(np.arange(len(classes)), per_class), wrong)
+    per_class = np.zeros(len(classes), np.int64)
 
+    def names() -> Iterator[str]:
+        for label, name in enumerate(classes):
+            for entry in _walk(folder, name, above):
+                if isinstance(entry, Wrong):
+                    wrong.append(entry)
+                else:
+                    per_class[label] += 1
+                    yield entry
 
-def check_images(found: Found, count: Counting = silent) -> Checked:
-    """Reads and decodes every file, several at a time.
-
-    Args:
-        found: the files.
-        count: shows how far it is.
-
-    Returns:
-        The whole images; the others are in `found.wrong` of it.
-    """
-    files = len(found.names)
-    keeps, formats = np.zeros(files, bool), np.zeros(files, np.uint8)
-    sizes, checksums = np.zeros(files, np.int64), np.zeros(files, np.uint32)
-    wrong = list(found.wrong)
-    paths = (os.path.join(found.folder, name) for name in found.names)
-    with count("Checking", files, "images") as done, closing(ahead(_check, paths)) as results, _quiet():
-        for number, result in enumerate(results):
-            if isinstance(result, str):
-                wrong.append(Wrong(found.names[number], result))
-            else:
-                keeps[number] = True
-                formats[number], sizes[number], checksums[number] = result
-            done()
-    names = [found.names[number] for number in np.flatnonzero(keeps)]
-    kept = dataclasses.replace(found, names=names, labels=found.labels[keeps], wrong=wrong)
-    return Checked(kept, formats[keeps], sizes[keeps], checksums[keeps])
+    found = Names.of(names())
+    return Found(folder, tuple(classes), found, np.repeat(np.arange(len(classes), dtype=np.int32), per_class), wrong)
 
 
 def labels_among(classes: tuple[str, ...], found: Found) -> np.ndarray:
@@ -160,7 +141,7 @@ def labels_among(classes: tuple[str, ...], found: Found) -> np.ndarray:
             f"Expected class folders of the training images in {found.folder!r}, received {unknown[0]!r} "
             f"({len(unknown)} of {len(found.classes)} are not among them); {nearest(unknown[0], list(classes)[:10])}"
         )
-    return np.array([position[name] for name in found.classes], np.int64)[found.labels]
+    return np.array([position[name] for name in found.classes], np.int32)[found.labels]
 
 
 def _class_folders(folder: str) -> tuple[list[str], list[Wrong]]:
@@ -170,7 +151,7 @@ def _class_folders(folder: str) -> tuple[list[str], list[Wrong]]:
             if _is_folder(entry):
                 classes.append(entry.name)
             else:
-                wrong.append(Wrong(entry.name, "in no class folder"))
+                wrong.append(Wrong(_where(folder, entry.name), "in no class folder"))
     except OSError as error:
         raise InputError(
             f"Expected a folder that holds a folder of images for each class, received {folder!r}: "
@@ -213,11 +194,11 @@ def _walk(root: str, name: str, above: list[tuple[int, int]]) -> Iterator[str | 
     try:
         here = _identity(path)
         if here in above:
-            yield Wrong(name, "a link to a folder that it lies in")
+            yield Wrong(_where(root, name), "a link to a folder that it lies in")
             return
         entries = _entries(path)
     except OSError as error:
-        yield Wrong(name, f"a folder that cannot be read ({error.strerror})")
+        yield Wrong(_where(root, name), f"a folder that cannot be read ({error.strerror})")
         return
     for entry in entries:
         inner = f"{name}/{entry.name}"
@@ -245,29 +226,9 @@ def _entries(path: str) -> list[os.DirEntry[str]]:
     return sorted(own, key=lambda entry: os.fsencode(entry.name))
 
 
-def _check(path: str) -> tuple[int, int, int] | str:
-    """Format, size and checksum of an image, or why it is none."""
-    try:
-        # A pipe would be waited for, a device never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return "no regular file"
-        with open(path, "rb") as file:
-            refuse_other(file)
-            data = file.read()
-        return FORMATS.index(image_format(data)), len(data), google_crc32c.value(data)
-    except OSError as error:
-        return f"a file that cannot be read ({error.strerror})"
-    except NotAnImage as reason:
-        return str(reason)
+def _base(found: Found) -> str:
+    return os.path.basename(os.path.realpath(found.folder))
 
 
-def _quiet() -> warnings.catch_warnings:
-    """Pillow warns of large images and of odd metadata, neither of which keeps TensorFlow from decoding them."""
-    return warnings.catch_warnings(action="ignore")
-
-
-def _changed(path: str, received: str) -> RunError:
-    return RunError(
-        f"Expected {path!r} as it was when it was checked, received {received}: it has changed while the data set "
-        "was built. Build it again when nobody writes to the folder."
-    )
+def _where(folder: str, name: str) -> str:
+    return repr(os.path.join(folder, name))

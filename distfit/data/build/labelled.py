@@ -3,18 +3,43 @@
     Source("pets", ("cat", "dog"), ["1.jpg", "2.jpg"], np.array([0, 1]), encoded=read, image_format="jpeg")
     Table("heaps", ("left", "right"), inputs=rows, labels=labels)
 
-Both have `name`, `classes`, `labels`, `features`, `record(number)` and, None where there is nothing to say,
-`image_format`, `pixels`, `sizes` and `validates`, which is all that `data.writer` asks for.
+Both are `Writable`, which is all that `write_dataset` asks for.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from distfit.data.build.split import Labelled
 from distfit.errors import InputError
+
+
+class Writable(Labelled, Protocol):
+    """Labelled records in the order of their source.
+
+    Attributes:
+        name: what they are, for `dataset.json`.
+        classes: names; a label is a position among them.
+        labels: one for each record.
+        features: name and type of each feature of a record, as `dataset.json` has them.
+        image_format, pixels, sizes, given_split: as for `Source`; None where there is nothing to say.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def features(self) -> dict[str, str]: ...
+    @property
+    def image_format(self) -> str | None: ...
+    @property
+    def pixels(self) -> str | None: ...
+
+    def record(self, number: int) -> dict[str, Any]:
+        """The features of one record without its label; called once for each, from several threads."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,8 +57,8 @@ class Source:
         pixels: what a pixel's value means; None leaves it to the images.
         sizes: bytes of each encoded image; None where they are small or not known. They choose the number of
             shards and tell whether the disk has room.
-        validates: for each image whether it is for validation, where that is decided already; None splits by
-            the seed.
+        given_split: for each image 0 for training, 1 for validation or 2 for a test, where that is decided
+            already; None splits by the seed.
 
     Raises:
         InputError: names and labels differ in number, or a label is no class.
@@ -47,7 +72,7 @@ class Source:
     image_format: str
     pixels: str | None
     sizes: np.ndarray | None = None
-    validates: np.ndarray | None = None
+    given_split: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _check_labels(self.name, self.classes, self.labels, self.filenames, "file names")
@@ -81,7 +106,7 @@ class Table:
     classes: tuple[str, ...]
     inputs: np.ndarray
     labels: np.ndarray
-    image_format = pixels = sizes = validates = None
+    image_format = pixels = sizes = given_split = None
 
     def __post_init__(self) -> None:
         _check_labels(self.name, self.classes, self.labels, self.inputs, "rows")
