@@ -49,7 +49,10 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, list(arguments), prog_name="distfit")
 
 
-COMMANDS = ["check", "data build", "doctor", "evaluate", "horovod install", "launch", "train"]
+COMMANDS = [
+    *("bench input", "check", "data build", "data index", "data inspect", "data verify", "doctor", "evaluate"),
+    *("horovod install", "launch", "train"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

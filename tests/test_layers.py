@@ -23,8 +23,14 @@ LAYERS = {
     "words": "errors log",
     "facts": """
         topology config models differences folders cgroups meeting keras_backend
-        data.plan data.records data.index data.description data.build data.build.* data.local
-        data.tfrecords monitor.start_block monitor.progress monitor.counting watch watch.*
+        data.plan data.description data.local data.bad_records
+        data.storage data.files data.records data.framing data.example data.ahead
+        data.catalog data.index data.index_request data.index_update data.index_cache data.reader
+        data.lanes data.read_ahead data.shuffle_window data.streaming
+        data.images data.images.* data.transforms data.transforms.* data.cache data.cache_file
+        data.void data.pipeline data.rows data.reading data.on_device data.tfrecords
+        data.build data.build.* data.inspect.*
+        monitor.start_block monitor.progress monitor.counting watch watch.*
         install install.* launchers launchers.* doctor doctor.*
         backends.transport backends.base backends.devices
     """,
@@ -37,7 +43,7 @@ LAYERS = {
     "session": "session loops.face",
     "fitting": "fitting",
     "tests of users": "testing thread_ranks",
-    "experiment": "experiment experiment.*",
+    "experiment": "experiment experiment.* bench bench.*",
     "checking": "checking checking.*",
     "command line": "cli cli.* __main__",
 }
@@ -322,7 +328,7 @@ def test_public_names_are_listed_alike_in_all_three_places():
 
 # Not made by users (`init` makes it), or made by nobody but distfit's own code.
 MADE_ELSEWHERE = {"Session", "DistfitError", "InputError", "RunError"}
-REFUSING = {"TFRecords", "check", "evaluate", "fit", "init", "predict"}
+REFUSING = {"Images", "Jitter", "TFRecords", "check", "evaluate", "fit", "init", "predict"}
 RETURNING = {"check", "evaluate", "fit", "predict"}
 
 

@@ -1,6 +1,7 @@
 """The command `distfit`: this module is its table of contents, each command has a module beside it.
 
     distfit data build --images DIR OUT
+    distfit data inspect DATA
     distfit train CONFIG.yaml key=value ...
     distfit evaluate CONFIG.yaml
     distfit launch -np N --hosts h1:4,h2:4 -- PROGRAM
@@ -15,7 +16,7 @@ adds the traceback. Exit codes: 0, those of `distfit.errors`, 2 for a wrong comm
 
 import os
 
-from distfit.cli import check, data, doctor, horovod, launch, train
+from distfit.cli import bench, check, data_build, data_tools, doctor, horovod, launch, train
 from distfit.cli.frame import command_line, group
 
 app = command_line(
@@ -29,9 +30,20 @@ app.command(context_settings=launch.CONTEXT)(launch.launch)
 app.command(context_settings=check.CONTEXT)(check.check)
 app.command()(doctor.doctor)
 
-_data = group("Build data sets of TFRecord shards.", "distfit data build --images photos data/photos")
-_data.command()(data.build)
+_data = group(
+    "Build, look at and verify data sets of TFRecord shards.",
+    "distfit data build --images photos data/photos",
+    "distfit data inspect data/photos --ranks 8",
+)
+_data.command()(data_build.build)
+_data.command()(data_tools.inspect)
+_data.command()(data_tools.verify)
+_data.command()(data_tools.index)
 app.add_typer(_data, name="data")
+
+_bench = group("Measure this machine.", "distfit bench input --quick")
+_bench.command("input")(bench.bench_input)
+app.add_typer(_bench, name="bench")
 
 _horovod = group("Horovod, for jobs of several ranks.", "distfit horovod install")
 _horovod.command()(horovod.install)
