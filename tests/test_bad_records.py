@@ -1,5 +1,6 @@
 """Damaged records and files: seen by whoever indexes or reads, told apart, and nothing else is lost with them."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from distfit.data.bad_records import BadRecord
 from distfit.data.files import expand
 from distfit.data.index_cache import NAME, load_index
 from distfit.data.reader import MOST_OPEN_FILES, Reader
-from distfit.errors import InputError
+from distfit.errors import InputError, RunError
 
 PAYLOADS = [b"first", b"", b"x" * 300, b"last one"]
 BEGINS = [0, 21, 37, 353]  # of the records; payloads are 12 bytes behind
@@ -101,6 +102,7 @@ def test_a_shard_that_pretends_to_be_the_indexed_one_is_seen(folder, path):
     found = reasons(read_all(index))
     assert list(found) == [1, 2]
     assert "one of 1 bytes instead of 0: the file has changed since it was indexed" in found[1]
+    assert "distfit data index --force" in found[1]
     load(folder, fresh=True)
     assert reasons(read_all(load(folder))) == {}
 
@@ -231,6 +233,18 @@ def test_files_that_are_crowded_out_are_opened_again(tmp_path):
     held = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     assert sum(name.startswith(str(tmp_path)) for name in held) == MOST_OPEN_FILES
     reader.close()
+
+
+def test_too_many_open_files_make_no_record_a_bad_one(folder, path, monkeypatch):
+    reader = Reader(load(folder))
+
+    def refuse(path):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    monkeypatch.setattr(reader, "_open", refuse)
+    with pytest.raises(RunError, match=r"Too many open files.*ulimit") as raised:
+        reader.read_each(np.array([0]))
+    assert not isinstance(raised.value, BadRecord)
 
 
 def test_threads_that_crowd_out_each_others_files_read_right(tmp_path, monkeypatch):

@@ -175,6 +175,16 @@ def test_after_the_end_nothing_is_found_or_kept_and_no_other_file_is_touched(tmp
     assert [os.path.getsize(tmp_path / str(number)) for number in range(3)] == [0] * 3
 
 
+def test_the_end_of_a_forked_process_does_not_take_the_file(make, monkeypatch):
+    cache = make()
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        cache._file.remove()
+    assert os.path.exists(cache.path)
+    cache._file.remove()
+    assert not os.path.exists(cache.path)
+
+
 def test_closing_late_does_not_take_the_next_runs_file(make):
     late, early = make(), make()
     early.close()

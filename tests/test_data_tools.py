@@ -4,11 +4,13 @@ import dataclasses
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -24,13 +26,13 @@ from distfit.data.description import Description, Shard, Split
 from distfit.data.example import messages
 from distfit.data.inspect import sheet, text
 from distfit.data.inspect.found import find_data
-from distfit.data.inspect.processes import in_processes
+from distfit.data.inspect.processes import _shared_out, in_processes
 from distfit.data.inspect.records_of import records_of
 from distfit.data.inspect.summary import shares, summarize
 from distfit.data.inspect.verify import verify
 from distfit.data.inspect.walk import Damage, Payload, walk
 from distfit.data.records import header_of, masked_crc, write_records
-from distfit.errors import RunError
+from distfit.errors import InputError, RunError
 from tests.ranks import environment
 
 CLASSES = ("apple", "pear", "plum")
@@ -399,6 +401,30 @@ def test_an_empty_file_a_missing_one_and_another_kind_of_file_are_listed(fruits)
     assert "where the length of a record and its checksum should be" in found["train-00002-of-00003.tfrecord"]
 
 
+def test_of_records_that_cannot_be_read_nobody_says_that_they_are_no_examples(tmp_path):
+    (tmp_path / "a.tfrecord").write_bytes(b"")
+    said = run("verify", tmp_path)
+    assert said.exit_code == 1
+    assert "an empty file" in said.stdout
+    assert "no tf.train.Examples" not in said.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect", "index"])
+def test_a_file_that_cannot_be_read_is_one_paragraph(command, fruits):
+    os.unlink(fruits / "dataset.json")
+    shard(fruits).unlink()
+    shard(fruits).symlink_to(shard(fruits).name)
+    said = run(command, fruits)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert "Too many levels of symbolic links" in said.stderr
+
+
+def test_a_first_file_that_is_a_folder_is_one_paragraph(tmp_path):
+    (tmp_path / "a.tfrecord").mkdir()
+    with pytest.raises(InputError, match=r"a\.tfrecord.*Is a directory"):
+        records_of([str(tmp_path / "a.tfrecord")])
+
+
 @pytest.mark.parametrize("named", ["{}", "{}/train-*"])
 def test_missing_shards_of_foreign_files_are_listed(tmp_path, named):
     write_records(tmp_path / "train-00000-of-00003", [good(0)])
@@ -465,6 +491,26 @@ def test_a_png_called_jpg_and_unusual_images_are_fine(tmp_path):
     ]
     change = {number: example_of(image, number % 3, filename=[b"x.jpg"]) for number, image in enumerate(images)}
     assert faults_of(build(tmp_path / "d", change)) == []
+
+
+def test_what_a_training_would_refuse_is_seen_by_its_header(tmp_path):
+    def saved(image, image_format, **more):
+        buffer = io.BytesIO()
+        image.save(buffer, image_format, **more)
+        return buffer.getvalue()
+
+    plain, clear = Image.new("RGB", (3, 3)), Image.new("RGBA", (3, 3))
+    images = [
+        saved(clear, "WEBP"),
+        saved(clear, "WEBP", lossless=True),
+        saved(plain, "WEBP", save_all=True, append_images=[Image.new("RGB", (3, 3), "red")]),
+        saved(Image.new("RGB", (3, 3), "red").quantize(2), "BMP"),
+        saved(Image.new("1", (3, 3)), "BMP"),
+    ]
+    change = {number: example_of(image, number % 3, filename=[b"x"]) for number, image in enumerate(images)}
+    reasons = [one["reason"] for one in faults_of(build(tmp_path / "d", change))]
+    said = ["alpha channel", "alpha channel", "animated", "a palette", "1 bits a pixel"]
+    assert [part for part, reason in zip(said, reasons, strict=True) if part not in reason] == []
 
 
 def bomb():
@@ -576,6 +622,14 @@ def test_tasks_are_shared_out_and_their_results_come_in_order():
 def test_a_process_that_is_killed_ends_the_work():
     with pytest.raises(RunError, match="killed"):
         in_processes(killed, range(20), 2, lambda: None)
+
+
+@pytest.mark.parametrize("after_s", [0, 0.2], ids=["before it was sent", "before it was read"])
+def test_a_process_that_is_killed_without_its_task_ends_the_work(after_s):
+    here, there = multiprocessing.Pipe()
+    threading.Timer(after_s, there.close).start() if after_s else there.close()
+    with pytest.raises(RunError, match="killed"):
+        _shared_out([1], [here], lambda: None)
 
 
 # The walk along a file.

@@ -22,6 +22,18 @@ def test_folder_pattern_and_list_mean_the_same(shards):
     assert expand(reversed(expected)) == expected
 
 
+def test_a_folder_in_a_list_of_files_is_called_one(shards):
+    (shards / "parts.tfrecord").mkdir()
+    with pytest.raises(InputError, match=r"parts.tfrecord.*it is a folder.*part-\*"):
+        expand([shards / "parts.tfrecord"])
+
+
+def test_what_cannot_be_asked_is_no_missing_file(tmp_path):
+    (tmp_path / "a.tfrecord").symlink_to("a.tfrecord")
+    with pytest.raises(InputError, match=r"a\.tfrecord.*Too many levels of symbolic links"):
+        expand(tmp_path / "a.tfrecord")
+
+
 def test_a_folder_passes_over_what_are_no_records(shards):
     (shards / "dataset.json").write_text("{}")
     (shards / ".train-00000-of-00003.tfrecord.x1").write_bytes(b"half")

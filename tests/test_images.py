@@ -214,6 +214,14 @@ class TestFit:
                 assert box.top + box.height <= down
                 assert box.left + box.width <= across
 
+    @pytest.mark.parametrize("shape", [(96, 128), (192, 256), (191, 256), (192, 255), (193, 256), (97, 128)])
+    @pytest.mark.parametrize("fit", ["pad", "center_crop", "stretch"])
+    def test_images_of_the_target_s_size_or_near_twice_as_large_come_out_as_others(self, shape, fit):
+        pixels = cv2.GaussianBlur(picture(*shape), (0, 0), 3)
+        encoded = simplejpeg.encode_jpeg(pixels, 95)
+        found = decoded(encoded, size=(96, 128), fit=fit).astype(int)
+        assert np.abs(found - decoded(saved("PNG", pixels=pixels), size=(96, 128), fit=fit)).mean() < 1.5
+
 
 class TestRandomCrop:
     def test_has_the_areas_and_proportions_that_are_usual(self):
@@ -494,7 +502,7 @@ class TestMemory:
         assert [sorted(set(tensor.numpy().ravel().tolist())) for tensor in tensors] == [[value] for value in range(20)]
 
     def test_is_not_kept_where_it_is_much(self):
-        rows = memory.rows((40 * 2**20,))
+        rows = memory.rows((129 * 2**20,))
         kept = len(memory._kept)
         del rows
         assert len(memory._kept) == kept

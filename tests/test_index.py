@@ -384,6 +384,15 @@ def test_two_that_write_at_a_time_do_no_harm(tmp_path):
     assert catalog.load(str(tmp_path / NAME)) is not None
 
 
+def test_halves_that_killed_runs_left_long_ago_go(folder):
+    old, young = folder / f".{NAME}.old", folder / f".{NAME}.young"
+    for half in (old, young):
+        half.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    load_index(expand(folder))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_progress_is_counted_by_shard(folder):
     from contextlib import contextmanager
 

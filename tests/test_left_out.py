@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import distfit
+from distfit import thread_ranks
 from distfit.data import plan
 from distfit.data.reading import Asked
 from distfit.data.records import write_records
@@ -95,6 +96,7 @@ def test_the_rest_of_a_file_that_is_cut_off_is_left_out_and_said(tmp_path):
     path = folder / NAMES[1]
     path.write_bytes(path.read_bytes()[:-3])
     source = source_of(folder)
+    source.begin(rank=0, training=True)
     assert [number for step in steps_of(source) for number in step] == list(range(RECORDS - 1))
     assert source.tally(True).by_file == {str(path): 1}
 
@@ -116,6 +118,7 @@ def test_one_bad_record_of_a_few_is_not_too_many(tmp_path):
 def test_each_pass_counts_anew(tmp_path):
     source = source_of(write(tmp_path, flipped=[2, 15]), most_bad=0.1)
     for _ in range(3):
+        source.begin(rank=0, training=True)
         steps_of(source)
     assert source.tally(True).skipped == 6
     assert sum(source.tally(True).by_file.values()) == 2
@@ -181,3 +184,49 @@ def test_the_weights_are_those_of_the_good_records_alone(tmp_path):
         return np.concatenate([one.ravel() for one in model.get_weights()])
 
     np.testing.assert_allclose(weights(tmp_path / "some", 8), weights(tmp_path / "all", 7), rtol=1e-6)
+
+
+def weights_and_logs(folder, batch, moments, **options):
+    """Of a model with moving statistics, trained two epochs in the order of the files."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((1,)), *layers])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    data = source_of(folder, lambda example: (tf.cast(example["id"], tf.float32)[None] / 30, 1.0), **options)
+    kept = distfit.fit(
+        model, data, validation_data=data, batch_size=batch, epochs=2, shuffle=False, verbose=0, sync_batch_norm=moments
+    )
+    return np.concatenate([one.ravel() for one in model.get_weights()]), kept.history
+
+
+@pytest.mark.slow
+def test_a_step_of_bad_records_alone_is_not_run_on_any_number_of_ranks(tmp_path):
+    folder = write(tmp_path, without_id=range(8, 12), flipped=range(12, 16))
+    found = [
+        result
+        for ranks in (1, 2)
+        for result in thread_ranks.run(lambda: weights_and_logs(folder, 8, True), ranks=ranks)
+    ]
+    for weights, history in found:
+        assert np.isfinite(weights).all()
+        np.testing.assert_allclose(weights, found[0][0], atol=1e-5)
+        assert history["skipped_records"] == [8.0, 8.0]
+        np.testing.assert_allclose(history["val_loss"], found[0][1]["val_loss"], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_too_many_of_all_ranks_end_the_run_on_all(tmp_path, ranks):
+    folder = write(tmp_path, without_id=range(2, 30, 3))
+    with pytest.raises(RunError, match=r"Expected at most 20.00% of 30 records to be bad, received "):
+        thread_ranks.run(lambda: weights_and_logs(folder, 8, False, most_bad=0.2), ranks=ranks)
+
+
+def test_a_second_training_counts_anew(tmp_path):
+    folder = write(tmp_path, flipped=[3])
+    data = source_of(folder, lambda example: (tf.cast(example["id"], tf.float32)[None] / 30, 1.0))
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for _ in range(2):
+        history = distfit.fit(model, data, batch_size=BATCH, epochs=2, verbose=0).history
+        assert history["skipped_records"] == [1.0, 1.0]

@@ -223,3 +223,20 @@ def test_a_block_shuffle_asks_for_whole_blocks_ahead_and_once(tmp_path, monkeypa
     assert read == order.positions(0, 400).tolist()
     assert sorted(number for window in asked for number in window) == list(range(400))
     assert asked[0] == order.window_of(0).tolist()
+
+
+@pytest.mark.parametrize(("mixing", "said"), [(keras.layers.MixUp(), True), (keras.layers.Rescaling(1.0), False)])
+def test_the_start_of_a_run_says_what_replicas_draw_on_the_device(folder, mixing, said, capfd):
+    def train():
+        def one_hot(pixels, labels):
+            return tf.cast(pixels, tf.float32), tf.one_hot(labels % 3, 3)
+
+        model = keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+        data = TFRecords(folder, transform=distfit.Images(SIZE), on_device=[one_hot, mixing], bad_records="skip")
+        distfit.fit(model, data, batch_size=BATCH, verbose=2)
+
+    thread_ranks.run(train, ranks=2)
+    err = capfd.readouterr().err
+    assert ("on_device: what is random there" in err) == said
+    assert "Bad records are left out, up to 1.00% of all in each process." in err

@@ -325,6 +325,7 @@ def stateful(tf, keras):
     """What a row must not do, by a name: the operation that is to be named, and a function that does it."""
     generator = tf.random.Generator.from_seed(1)
     variable = tf.Variable(0.0)
+    table = tf.lookup.experimental.MutableHashTable(tf.int32, tf.int32, 0)
     learning = keras.layers.BatchNormalization()
     learning.build((1, 12, 12, 3))
     some = tf.random.normal
@@ -343,6 +344,7 @@ def stateful(tf, keras):
         "seeded": ("SampleDistortedBoundingBox", lambda image: tf.image.sample_distorted_bounding_box(
             [12, 12, 3], tf.zeros([1, 1, 4]), seed=1)[0]),
         "counter": ("AssignAddVariableOp", lambda image: variable.assign_add(1.0)),
+        "table": ("LookupTableInsertV2", lambda image: (table.insert([1], [1]), image)[1]),
         "moving mean": ("AssignVariableOp", lambda image: learning(tf.cast(image, tf.float32)[None], training=True)),
     }  # fmt: skip
 
@@ -350,7 +352,7 @@ def stateful(tf, keras):
 @pytest.mark.parametrize(
     "what",
     ["at once", "branch", "map", "loop", "function", "dataset", "generator", "shuffle", "categorical"]
-    + ["TensorFlow's own", "seeded", "counter", "moving mean"],
+    + ["TensorFlow's own", "seeded", "counter", "table", "moving mean"],
 )
 def test_what_depends_on_other_records_is_refused_by_operation_and_line(what):
     import keras
@@ -412,10 +414,27 @@ def test_draws_in_a_loop_would_be_the_same_and_are_refused(loop):
         row_function(transform=[picture, transform[loop]])
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, lambda: np.random.default_rng().uniform()], ids=["random", "numpy", "own"]
+)
 def test_pythons_own_random_numbers_are_refused(draw):
     with pytest.raises(InputError, match=r"part 2, .*runs once, when it is traced"):
         row_function(transform=[picture, lambda image: image * int(9 * draw())])
+
+
+def test_a_function_may_build_its_layers_when_it_is_first_called():
+    import keras
+    import tensorflow as tf
+
+    made = []
+
+    def embedded(image):
+        if not made:
+            made.append(keras.layers.Dense(3, kernel_initializer="ones"))
+        return made[0](tf.cast(image[None], tf.float32))[0]
+
+    (row,) = rows_of(row_function(transform=[picture, embedded]), seeds_of(records=1))
+    np.testing.assert_allclose(row[..., 0], PICTURE.sum(-1))
 
 
 def test_python_in_a_row_is_said_once(caplog):

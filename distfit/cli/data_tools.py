@@ -108,10 +108,12 @@ def index(
     """
     from distfit.data.inspect.found import find_data
     from distfit.data.inspect.indexing import index_text, indexed
+    from distfit.install.process import ended_through_finally
     from distfit.monitor.counting import shown
 
-    for split, files in find_data(data).splits.items():
-        say_now(f"{split}: {index_text(indexed(files, fresh=force, count=shown))}")
+    with ended_through_finally():
+        for split, files in find_data(data).splits.items():
+            say_now(f"{split}: {index_text(indexed(files, fresh=force, count=shown))}")
 
 
 def _only(data: "Data", split: str | None) -> "Data":

@@ -64,12 +64,17 @@ class Tally:
         self.policy, self.most, self.records = policy, most, records
         self._lock = threading.Lock()
         self._by_file: dict[str, int] = {}
-        self._seen = self._skipped = 0
+        self._seen = self._in_pass = self._skipped = 0
 
     @property
     def skipped(self) -> int:
         """Records left out so far."""
         return self._skipped
+
+    @property
+    def seen(self) -> int:
+        """Records read so far, bad ones among them."""
+        return self._seen
 
     @property
     def by_file(self) -> dict[str, int]:
@@ -81,12 +86,13 @@ class Tally:
         """A new pass over the data, of so many records; what is left out in it is counted anew against `most`."""
         with self._lock:
             self.records = self.records if records is None else records
-            self._by_file, self._seen = {}, 0
+            self._by_file, self._in_pass = {}, 0
 
     def saw(self, records: int) -> None:
         """So many records were read, bad ones among them."""
         with self._lock:
             self._seen += records
+            self._in_pass += records
 
     def note(self, bad: BadRecord) -> None:
         """Counts one that is left out.
@@ -100,14 +106,27 @@ class Tally:
         with self._lock:
             self._skipped += 1
             self._by_file[bad.file] = self._by_file.get(bad.file, 0) + 1
-            skipped, of = sum(self._by_file.values()), self.records or self._seen
+            skipped, of = sum(self._by_file.values()), self.records or self._in_pass
+        if self.too_many(skipped, of):
+            raise too_many(skipped, of, self.most, bad)
+
+    def too_many(self, skipped: float, of: float) -> bool:
+        """Whether so many bad records of so many are more than may be."""
         # One bad record of a small file is no sign that everything is wrong.
-        if skipped > max(1, self.most * of):
-            raise RunError(
-                f"Expected at most {self.most:.2%} of {of:,} records to be bad, received {skipped:,} in one process. "
-                f"The last one: {bad.reason} in {bad.file!r}. See `distfit data verify`, correct the files, or raise "
-                "most_bad."
-            )
+        return skipped > max(1, self.most * of)
+
+
+def too_many(skipped: int, of: int, most: float, last: BadRecord | None = None) -> RunError:
+    """What to raise when more was left out than may be.
+
+    Args:
+        last: the one that was too many, where one process has found so many; None for what all have.
+    """
+    where = "" if last is None else f" in one process. The last one: {last.reason} in {last.file!r}"
+    return RunError(
+        f"Expected at most {most:.2%} of {of:,} records to be bad, received {skipped:,}{where}. See `distfit data "
+        "verify`, correct the files, or raise most_bad."
+    )
 
 
 def in_words(by_rank: Sequence[Mapping[str, int]], most_files: int = 5) -> str | None:

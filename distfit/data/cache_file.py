@@ -76,13 +76,14 @@ class SharedFile:
     """
 
     def __init__(self, path: str, size: int) -> None:
-        self.path = path
+        self.path, self._owner = path, os.getpid()
         self.fd = -1
         self.fd = _opened(path, size)
 
     def remove(self) -> None:
-        """Takes its name away, if it is still its own; who has the file open keeps it."""
-        if _is_at(self.path, self.fd):
+        """Takes its name away, if it is still its own; who has the file open keeps it. Not in a fork, where Python's
+        end would take it from the process that goes on."""
+        if os.getpid() == self._owner and _is_at(self.path, self.fd):
             os.unlink(self.path)
 
     def __del__(self) -> None:

@@ -23,7 +23,7 @@ import tensorflow as tf
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from distfit.backends.transport import Transport
-from distfit.data.bad_records import say_skipped
+from distfit.data.bad_records import say_skipped, too_many
 from distfit.data.sources import Source
 from distfit.data.void import zeros
 from distfit.errors import InputError, on_every_rank
@@ -36,6 +36,10 @@ _FINGERPRINTS = 2**20
 FLAGS = 3
 
 Batch = tuple[Any, tuple[tuple[Any, Any], ...]]
+
+# A batch whose records are all bad, on every rank: its step is counted and not run, as a row that stands in for none
+# would be trained on by a lonely replica, and statistics of no rows are 0 / 0.
+NOTHING: Batch = ((), ())
 
 
 class Feed(EpochIterator):
@@ -79,7 +83,8 @@ class Feed(EpochIterator):
         self._num_batches = self._agreed_batches
         self._batches_per_pass = batches
         self._next_pass = self._next_step = 0
-        self._left_out = 0.0
+        # The records may have been trained on before.
+        self._counted = np.array([source.tally.skipped, source.tally.seen], np.float64)
 
     @functools.cached_property
     def element_spec(self) -> Any:
@@ -155,6 +160,7 @@ class Feed(EpochIterator):
         return _Pass(self, self._agree_each_step)
 
     def _begin_pass(self) -> Iterator[Batch]:
+        self.source.begin()
         number, step = self._next_pass, self._next_step
         self._next_pass, self._next_step = number + 1, 0
         return iter(self._cut(number, step) if self.source.numbered else self._whole)
@@ -162,6 +168,11 @@ class Feed(EpochIterator):
     @functools.cached_property
     def _whole(self) -> tf.data.Dataset:
         return self._cut(0, 0)
+
+    def anybody_has_rows(self, batch: Batch) -> bool:
+        """Whether a row of a batch counts; where bad records are left out, none may. Collective."""
+        own = sum(int(rows) for rows, _ in batch[1])
+        return bool(own if self._topology.size == 1 else self._transport.sum(np.array([own], np.float64))[0])
 
     def _cut(self, number: int, first_step: int) -> tf.data.Dataset:
         source, replicas = self.source, self._topology.replicas_per_process
@@ -179,13 +190,20 @@ class Feed(EpochIterator):
         """Records that all ranks left out since the last call, as logs have it; empty where a bad record is an error.
 
         Collective.
+
+        Raises:
+            RunError: more of those that were read than may be; on every rank.
         """
-        if self.source.tally.policy != "skip":
+        tally = self.source.tally
+        if tally.policy != "skip":
             return {}
-        own = float(self.source.tally.skipped)
-        total = self._transport.sum(np.array([own - self._left_out], np.float64))
-        self._left_out = own
-        return {"skipped_records": float(total[0])}
+        own = np.array([tally.skipped, tally.seen], np.float64)
+        skipped, seen = self._transport.sum(own - self._counted).tolist()
+        self._counted = own
+        of = max(seen, self.source.records or 0)
+        if tally.too_many(skipped, of):
+            raise on_every_rank(too_many(int(skipped), int(of), tally.most))
+        return {"skipped_records": skipped}
 
     def tell_left_out(self, what: str) -> None:
         """Says how many records the last pass left out of which files, if any. Collective.
@@ -235,6 +253,8 @@ class _Pass:
             batch = self._feed.void(self._last)
         self._last = batch
         self._taken += 1
+        if self._feed.source.tally.policy == "skip" and not self._feed.anybody_has_rows(batch):
+            return NOTHING
         return batch
 
     def _agreed(self, batch: Batch | None) -> Batch | None:

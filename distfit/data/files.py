@@ -7,15 +7,18 @@
 Records are numbered in the sorted order of their files.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from distfit.data import storage
 from distfit.errors import InputError, nearest
 
-_SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})-of-(?P<shards>\d{5,})(?P<ending>\.tfrecords?|\.tfrec|)")
-_ENDINGS = (".tfrecord", ".tfrecords", ".tfrec")
+_SHARD = re.compile(
+    r"(?P<split>.+)-(?P<shard>\d{5,})-of-(?P<shards>\d{5,})(?P<ending>(\.tfrecords?|\.tfrec|)(\.gz|\.zz|))"
+)
+_ENDINGS = tuple(name + form for name in (".tfrecord", ".tfrecords", ".tfrec") for form in ("", ".gz", ".zz"))
 
 
 def expand(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
@@ -29,8 +32,15 @@ def expand(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
             that cannot be read.
     """
     given = os.fspath(files) if isinstance(files, (str, os.PathLike)) else [os.fspath(file) for file in files]
-    try:
+    with refusing_what_cannot_be_asked():
         return _expanded(given)
+
+
+@contextlib.contextmanager
+def refusing_what_cannot_be_asked() -> Iterator[None]:
+    """Where folders are looked through: what the system refuses is an `InputError`."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"Expected to find TFRecord files at {error.filename!r}, received: {error.strerror}. Check that this host "
@@ -90,7 +100,7 @@ def _in_folder(folder: str) -> list[str]:
     names = [name for name in storage.names_in(folder) if is_record_file(name)]
     if not names:
         raise InputError(
-            f"Expected TFRecord files ({', '.join('*' + ending for ending in _ENDINGS)} or shards named "
+            "Expected TFRecord files (*.tfrecord, *.tfrecords, *.tfrec, each perhaps with .gz or .zz, or shards named "
             f"NAME-00000-of-00008) in the folder {folder!r}, received {_listing(folder)}. "
             "Name another folder, or a pattern that matches the files."
         )
@@ -118,6 +128,8 @@ def _existing(path: str) -> str:
 
 def _what_is_there(path: str) -> str:
     """The nearest thing that exists, for somebody who mistyped one part of a path."""
+    if storage.is_folder(path):
+        return f"it is a folder. Name the files in it by a pattern, as in {os.path.join(path, 'part-*')!r}."
     if storage.is_remote(path):
         return _what_is_there_remotely(path)
     folder, name = os.path.split(os.path.abspath(path))

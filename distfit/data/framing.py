@@ -22,7 +22,7 @@ import google_crc32c
 
 from distfit.data.bad_records import BadRecord
 from distfit.data.records import HEADER_BYTES, compression_of, header_of, masked_crc
-from distfit.data.storage import chunks, open_file
+from distfit.data.storage import chunks, open_file, unreadable
 from distfit.errors import RunError
 
 Compression: TypeAlias = Literal["auto", "GZIP", "ZLIB"] | None
@@ -85,9 +85,12 @@ def is_compressed(file: str) -> bool:
     """Whether a file has to be read as a stream because of its form.
 
     Raises:
-        OSError: it cannot be read.
+        InputError: it cannot be read.
     """
-    return compression_of(open_file(file).read_at(0, HEADER_BYTES)) is not None
+    try:
+        return compression_of(open_file(file).read_at(0, HEADER_BYTES)) is not None
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def expanded(pieces: Iterator[bytes], form: str) -> Iterator[bytes]:

@@ -75,10 +75,7 @@ def _stamp(path: str) -> Stamp:
     try:
         return Stamp(*storage.size_and_time(path))
     except OSError as error:
-        raise InputError(
-            f"Expected a TFRecord file that can be read, received {path!r}: {error.strerror}. "
-            "Check the path and its permissions."
-        ) from error
+        raise storage.unreadable(path, error) from error
 
 
 def _places(folders: list[str]) -> list[str]:

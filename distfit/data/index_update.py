@@ -5,9 +5,11 @@ catalog, damaged = updated(request, old, rows, examine, count)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import BinaryIO, NamedTuple, TypeAlias
@@ -34,6 +36,9 @@ class Count(NamedTuple):
     framing: int
 
 
+# What nobody has written to for a day is left of a run that was killed.
+_LEFT_BEHIND_S = 24 * 3600
+
 # From a path to what is in the file; refuses it by an InputError.
 Examine: TypeAlias = Callable[[str], Scan | Count]
 
@@ -46,6 +51,7 @@ def updated(
     for place in request.places:
         try:
             os.makedirs(os.path.dirname(place), exist_ok=True)
+            _remove_left_behind(place)
             with whole_file(place) as file:
                 update = Update(file, place, request, old, examine)
                 update.run(rows, count)
@@ -61,6 +67,17 @@ def updated(
     update = Update(io.BytesIO(), "", request, old, examine)
     update.run(rows, count)
     return update.result()
+
+
+def _remove_left_behind(place: str) -> None:
+    """Halves of indexes that nobody is writing any more, of `records.whole_file`."""
+    folder, name = os.path.split(place)
+    with os.scandir(folder) as entries:
+        halves = [entry.path for entry in entries if entry.name.startswith(f".{name}.")]
+    for half in halves:
+        with contextlib.suppress(FileNotFoundError):  # another process removes them too
+            if time.time() - os.stat(half).st_mtime > _LEFT_BEHIND_S:
+                os.unlink(half)
 
 
 class Update:

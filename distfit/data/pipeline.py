@@ -15,6 +15,8 @@ memory are, beside the step in use, the records of at most `AHEAD` others, of wh
 from __future__ import annotations
 
 import functools
+import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
@@ -36,6 +38,8 @@ AHEAD = 4 * _AT_A_TIME + _WAITING
 Place: TypeAlias = tuple[int, int, int]
 # A tf.data.Dataset; TensorFlow is imported when the first one is made.
 Dataset: TypeAlias = Any
+# What TensorFlow puts before a message.
+_GRAPH_NAMES = re.compile(r"\{\{[^}]*\}\}\s*")
 # Numbers, records and seeds of one step.
 Step: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -70,9 +74,6 @@ class Pipeline:
         tally: counts what is left out, or raises.
         finish: for what is better done with many rows at a time; None where `row` does everything.
         seeded: the rows come as (rows, seeds), for what is drawn on the device.
-
-    Attributes:
-        failure: the first error of Python code within tf.data, which TensorFlow only hands on as text.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class Pipeline:
         finish: Finish | None = None,
         seeded: bool = False,
     ) -> None:
-        self.failure: Exception | None = None
+        # Several steps are made at a time, so that it need not be the first whose text TensorFlow hands on.
+        self._failures: deque[RunError] = deque(maxlen=64)
         self._row, self._finish = row, finish
         self.tally = tally
         self._seeded = seeded
@@ -139,7 +141,8 @@ class Pipeline:
         signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True))
         none = tf.constant(0, tf.int64)
         steps = tf.data.Dataset.from_generator(heard, output_signature=signature)
-        return self._made(steps.map(_as_it_is(lambda *own: (none, none, own))), records, workers, uneven=True)
+        steps = steps.map(_as_it_is(lambda *own: (none, none, own)))
+        return self._made(steps, records, workers, uneven=True)
 
     @functools.cached_property
     def element_spec(self) -> Any:
@@ -164,11 +167,12 @@ class Pipeline:
 
         if not isinstance(error, tf.errors.OpError):
             return error
-        if self.failure is not None and str(self.failure) in error.message:
-            return self.failure
+        known = [failure for failure in self._failures if str(failure) in error.message]
+        if known:
+            return known[-1]
         return RunError(
             f"Expected every record of {files} to have the declared features and to pass the transform, received: "
-            f"{error.message.strip().splitlines()[0]}. Correct features, transform or files."
+            f"{_GRAPH_NAMES.sub('', error.message).strip().splitlines()[0]}. Correct features, transform or files."
         )
 
     def _share(self, records: Records, key: np.ndarray, step: np.ndarray) -> tuple[Any, ...]:
@@ -185,11 +189,11 @@ class Pipeline:
 
     def _read(self, records: Records, numbers: np.ndarray, order: plan.Order) -> Step:
         read, whole = records.read_each(numbers), np.ones(len(numbers), bool)
+        self.tally.saw(len(numbers))
         for position, record in enumerate(read):
             if isinstance(record, BadRecord):
                 self.tally.note(record)
                 whole[position] = False
-        self.tally.saw(len(numbers))
         whole_ones = [record for record in read if isinstance(record, bytes)]
         return step_of(numbers[whole], whole_ones, order.seed, order.epoch)
 
@@ -267,7 +271,7 @@ class Pipeline:
         try:
             yield
         except RunError as error:
-            self.failure = self.failure or error
+            self._failures.append(error)
             raise
 
 

@@ -10,6 +10,7 @@ says. A file is opened once, however many records are read of it.
 
 from __future__ import annotations
 
+import errno
 import functools
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy as np
 from distfit.data import storage
 from distfit.data.bad_records import BadRecord
 from distfit.data.index import Index
-from distfit.data.records import FRAME_BYTES, HEADER_BYTES, unframed, what_is_wrong
+from distfit.data.records import FRAME_BYTES, HEADER_BYTES, header_of, unframed, what_is_wrong
 from distfit.errors import RunError
 
-# Below the usual limit of 1024 open files, with room for everything else that a training process opens.
-MOST_OPEN_FILES = 512
+# Of one reader: a training and its validation have one each, and the usual limit is 1024 open files for everything.
+MOST_OPEN_FILES = 256
+# What fails because of this process and not because of the file.
+_OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Two ranges that are nearer than this are fetched as one: a disk reads the gap faster than it seeks over it.
 _GAP = 128 << 10
 
@@ -58,7 +61,11 @@ class Reader:
         return payloads
 
     def read_each(self, records: np.ndarray) -> list[bytes | BadRecord]:
-        """The payload of each of the given record numbers, or what is wrong with it."""
+        """The payload of each of the given record numbers, or what is wrong with it.
+
+        Raises:
+            RunError: this process or host has too many open files or no memory, which makes no record a bad one.
+        """
         records = np.asarray(records, np.int64)
         places = (column.tolist() for column in self._index.locate(records))
         return [self._payload(*place) for place in zip(records.tolist(), *places, strict=True)]
@@ -84,12 +91,33 @@ class Reader:
         try:
             framed = self._open(path).read_at(offset - HEADER_BYTES, length + FRAME_BYTES)
         except OSError as error:
+            if error.errno in _OF_THIS_PROCESS:
+                raise _refused(path, error) from error
             return self._bad(record, file, offset, *_in_words(error))
         payload = unframed(framed, length)
-        return self._bad(record, file, offset, what_is_wrong(framed, length)) if payload is None else payload
+        if payload is None:
+            return self._bad(record, file, offset, what_is_wrong(framed, length), _remedy(framed, length))
+        return payload
 
     def _bad(self, record: int, file: int, offset: int, reason: str, remedy: str | None = None) -> BadRecord:
         return BadRecord(self._index.files[file], record - int(self._index.starts[file]), offset, reason, remedy)
+
+
+def _remedy(framed: bytes, length: int) -> str | None:
+    """Another one than that of damaged files where another record, or the middle of one, may be in its place."""
+    if len(framed) < HEADER_BYTES or framed.startswith(header_of(length)):
+        return None
+    return (
+        "Copy the file again from its source, or rebuild it; if `distfit data verify` finds nothing wrong with it, it "
+        "was replaced by one of the same size and time: index it anew by `distfit data index --force`."
+    )
+
+
+def _refused(path: str, error: OSError) -> RunError:
+    return RunError(
+        f"Expected to read {path!r}, received: {error.strerror}. Allow this process more (ulimit -n, memory), or let "
+        "fewer files be open at a time."
+    )
 
 
 def _in_words(error: OSError) -> tuple[str, str | None]:

@@ -105,7 +105,7 @@ def way_of(found: Found, shuffle_window: int | None) -> Way:
     """How these files are read."""
     if found.streaming:
         # Of all lanes together, each of which has a window of its own.
-        window = None if shuffle_window is None else max(1, shuffle_window // LANES)
+        window = None if shuffle_window is None else max(1, shuffle_window // min(LANES, len(found.files)))
         return Streamed(Streams(found.files, counts=found.counts, window=window))
     return Indexed(Index.from_bytes(found.index), shuffle_window)
 
@@ -130,7 +130,7 @@ class Indexed:
             shuffle_window -= shuffle_window % self._block
         self._window = shuffle_window
         self._reader = Reader(index)
-        self._asked: deque[np.ndarray] = deque(maxlen=4)
+        self._asked: deque[tuple[plan.Order, int]] = deque(maxlen=4)
         self._asking = threading.Lock()
 
     def steps(self, global_batch: int) -> int | None:
@@ -143,13 +143,15 @@ class Indexed:
 
     def will_read(self, order: plan.Order, position: int) -> None:
         """Of a block shuffle, asks for the blocks of this window and of the next, each as a whole and ahead of time."""
-        if order.window is None:
+        if order.window is None or not order.shuffle:
             return
         for start in (position, position + order.window):
             window = order.window_of(min(start, len(order) - 1))
+            # No record is in two windows of a pass; the array itself may be made twice, by two threads.
+            key = order, int(window[0])
             with self._asking:
-                if not any(window is asked for asked in self._asked):
-                    self._asked.append(window)
+                if key not in self._asked:
+                    self._asked.append(key)
                     self._reader.will_need(window)
 
     def place_of(self, number: int) -> tuple[str, int, int | None]:

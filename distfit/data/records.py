@@ -194,10 +194,7 @@ def scan_file(path: str) -> Scan:
         file = storage.open_file(path)
         return _scan(file, file.size())
     except OSError as error:
-        raise InputError(
-            f"Expected a TFRecord file that can be read, received {path!r}: {error.strerror}. "
-            "Check the path and its permissions."
-        ) from error
+        raise storage.unreadable(path, error) from error
 
 
 def compression_of(head: bytes) -> Literal["GZIP", "ZLIB"] | None:

@@ -13,7 +13,7 @@ import inspect
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,6 +60,8 @@ class Source:
         in_order: its rows are all of the data's, in their order.
         on_device: what is done to the rows of a replica where the model runs; they come as (rows, seeds) then.
         tally: counts the records that this process leaves out.
+        notes: what the start of a run says about them, a sentence each.
+        begin: called before each pass.
     """
 
     adapter: DataAdapter
@@ -75,6 +77,8 @@ class Source:
     in_order: bool = True
     on_device: OnDevice | None = None
     tally: Tally = field(default_factory=Tally)
+    notes: Sequence[str] = ()
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,8 @@ def _records_source(x: TFRecords, request: Request, topology: Topology) -> Sourc
         in_order=not x.uneven,
         on_device=x.on_device,
         tally=x.tally(request.training),
+        notes=x.notes(),
+        begin=partial(x.begin, topology.rank, request.training),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -52,22 +53,22 @@ def is_remote(path: str) -> bool:
 def size_and_time(path: str) -> tuple[int, int]:
     """Bytes of a file, and when it was last changed, in nanoseconds; 0 where the file system does not say."""
     if not is_remote(path):
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns
     with _errors_of_the_system(path) as gfile:
-        stat = gfile.stat(path)
-    if stat.is_directory:
+        found = gfile.stat(path)
+    if found.is_directory:
         raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
-    return stat.length, stat.mtime_nsec
+    return found.length, found.mtime_nsec
 
 
 def is_file(path: str) -> bool:
     """Whether a file is there; what cannot be asked is an error, not a no."""
-    if not is_remote(path):
-        return os.path.isfile(path)
     try:
+        if not is_remote(path):
+            return stat.S_ISREG(os.stat(path).st_mode)
         size_and_time(path)
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     return True
 
@@ -170,6 +171,14 @@ class _RemoteFile:
 
     def will_need(self, offset: int, length: int) -> None:
         """Nothing: these file systems read ahead by themselves."""
+
+
+def unreadable(path: str, error: OSError) -> InputError:
+    """What is said of a file of records that cannot be opened or asked for."""
+    return InputError(
+        f"Expected a TFRecord file that can be read, received {path!r}: {error.strerror}. "
+        "Check the path and its permissions."
+    )
 
 
 @contextmanager

@@ -149,11 +149,18 @@ class TFRecords:
         """The batches of one process for one epoch, as a `tf.data.Dataset`: see `data.pipeline`."""
         way, pipeline = self._open_way(), self._pipeline(asked.training)
         self._keep(way, asked.training)
-        pipeline.tally.begin(way.records)
-        if asked.place[0] == 0:
-            for file, reason in self.find().damaged:
-                pipeline.tally.note(BadRecord(file, None, None, f"{reason}; what comes before it is read"))
+        pipeline.tally.records = way.records
         return way.dataset(pipeline, asked)
+
+    def begin(self, rank: int, training: bool) -> None:
+        """A pass over the data begins: what is left out in it is counted anew.
+
+        A file of which the index knows only what comes before its damage counts as one bad record, of the chief.
+        """
+        tally = self.tally(training)
+        tally.begin(self.records)
+        for file, reason in self.find().damaged if rank == 0 else ():
+            tally.note(BadRecord(file, None, None, f"{reason}; what comes before it is read"))
 
     def workers_of(self, processes_of_host: int) -> int:
         """Records transformed at a time, by each of so many processes of this host."""
@@ -185,6 +192,16 @@ class TFRecords:
         place, way = (rank, size, replicas_per_process), self._open_way()
         return self._pipeline(True).indexed(way, order, global_batch, place, self.workers_of(1), first_step)
 
+    def notes(self) -> list[str]:
+        """What the start of a run says about these data, a sentence each."""
+        notes = []
+        if self.find().streaming:
+            counted = "" if self.records is not None else "; `distfit data index` counts them, so that steps are known"
+            notes.append(f"Records come as streams, shuffled by files and within windows{counted}.")
+        if self.bad_records == "skip":
+            notes.append(f"Bad records are left out, up to {self.most_bad:.2%} of all in each process.")
+        return notes
+
     @property
     def element_spec(self) -> Any:
         """The `tf.TypeSpec`s of a batch of data; the batch dimension is None. Reads no file."""
@@ -193,7 +210,7 @@ class TFRecords:
     def close(self) -> None:
         """Closes the files and ends what reads ahead; a later read opens them again."""
         if self._way is not None:
-            self._way.close()
+            self._closing()
             for rows in self._rows.values():
                 rows.forget()
         self._way = None
@@ -229,7 +246,7 @@ class TFRecords:
         if self._way is None:
             self._way = way_of(self.find(), self.shuffle_window)
             # TensorFlow keeps the reader alive; a dataset that outlives this source opens the files again.
-            weakref.finalize(self, self._way.close)
+            self._closing = weakref.finalize(self, self._way.close)
         return self._way
 
 

@@ -24,6 +24,7 @@ from keras.src.utils.python_utils import pythonify_logs
 from distfit import checks, prepare
 from distfit.backends.hooks import variables_of
 from distfit.callbacks.saver import model_file
+from distfit.data.feed import NOTHING
 from distfit.errors import InputError
 from distfit.loops.batches import Batches, GlobalBatch, HandStep, Pass
 from distfit.monitor.announce import announce
@@ -193,6 +194,7 @@ class Training:
             where = f"epoch {self._epoch + 1}, validation"
             for batch in self._pass(data, where, told, lambda: bool(model.stop_evaluating), trains=False):
                 step(batch)
+            data.feed.left_out()  # too many end a validation as well
             found = self._results()
             callbacks.on_test_end(found)
         validated = {f"{prefix}{name}": value for name, value in found.items()}
@@ -249,7 +251,10 @@ class Training:
                 begin(first)
                 position = self._session.watch.position = f"{where}, step {first + 1}"
                 own.begin(first)
-                yield GlobalBatch(own, next(batches))
+                if (batch := next(batches)) is NOTHING:
+                    end(last, shown)
+                    continue
+                yield GlobalBatch(own, batch)
                 self._session.watch.position = position  # a validation within the batch had its own
                 if told is not None and is_log_point(first, last, feed.num_batches):
                     shown = self._shown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from distfit.training.step import Choices, synchronises
 
 if TYPE_CHECKING:
     from distfit.data.feed import Feed
+    from distfit.data.on_device import OnDevice
     from distfit.session import Session
 
 
@@ -54,7 +56,9 @@ def announce(
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
         notes=[
             *([learning_rate] if learning_rate else []),
+            *train.source.notes,
             *(unequal(model, choices, session.backend.supports_jit) if session.num_replicas > 1 else []),
+            *(_of_the_device(train.source.on_device) if session.num_replicas > 1 else []),
         ],
     )
     if verbose != 0:
@@ -77,6 +81,13 @@ def unequal(model: keras.Model, choices: Choices, supports_jit: bool) -> list[st
             "to a keras.metrics.Mean."
         )
     return [*notes, *_of_the_wire(model, choices), *_of_states(model), *_of_xla(model, choices, supports_jit)]
+
+
+def _of_the_device(on_device: OnDevice | None) -> list[str]:
+    random = on_device is not None and any(
+        seed_generators_of(part) or "seed" in inspect.signature(part).parameters for part in on_device.parts
+    )
+    return ["on_device: what is random there is drawn for the rows of each replica together."] if random else []
 
 
 def _of_the_wire(model: keras.Model, choices: Choices) -> list[str]:

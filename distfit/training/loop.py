@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
-from distfit.data.feed import FLAGS, Batch, Feed, check_same_batches
+from distfit.data.feed import FLAGS, NOTHING, Batch, Feed, check_same_batches
 from distfit.training.agreement import Agreement, anybody_wants_to_stop
 from distfit.training.in_sync import EVERY_STEPS, InSync, saves
 from distfit.training.interrupt import Interrupt
@@ -182,6 +182,7 @@ class Loop:
             callbacks.on_test_batch_end,
             where,
         )
+        feed.left_out()  # too many end an evaluation as well
         results = pythonify_logs(self._results("test_step", logs))
         callbacks.on_test_end(results)
         return results
@@ -210,6 +211,9 @@ class Loop:
                 on_begin(first)
                 self._session.watch.position = f"{where}, step {first + 1}"
                 taken = _taken(first, last, batches)
+                if not taken:
+                    on_end(last, shown)
+                    continue
                 with self._session.watch.waiting(self._session.watch.position):
                     results = self._run(feed, taken, next_step, wish=getattr(self._model, stop))
                     logs = results[-1][0][0]
@@ -302,7 +306,7 @@ def is_log_point(first: int, last: int, steps: int | None) -> bool:
 
 
 def _taken(first: int, last: int, batches: Iterator[Batch]) -> list[Batch]:
-    """The batches of steps `first` to `last`, or as many as there are.
+    """The batches of steps `first` to `last`, or as many as there are, without those that have nothing in them.
 
     Raises:
         StopIteration: there are none.
@@ -311,4 +315,4 @@ def _taken(first: int, last: int, batches: Iterator[Batch]) -> list[Batch]:
     for _ in range(last - first):
         if (batch := next(batches, None)) is not None:
             taken.append(batch)
-    return taken
+    return [batch for batch in taken if batch is not NOTHING]

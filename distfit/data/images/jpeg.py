@@ -62,9 +62,16 @@ def header(encoded: bytes) -> tuple[int, int, str]:
     return height, width, colors
 
 
-def decoded(encoded: bytes, size: tuple[int, int, str], box: Box, reduction: int, channels: int, fast: bool) -> Any:
-    """The pixels of a box, uint8 [height / reduction, width / reduction, channels]; valid until the next call of
-    this thread.
+def decoded(
+    encoded: bytes,
+    size: tuple[int, int, str],
+    box: Box,
+    reduction: int,
+    channels: int,
+    fast: bool,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """The pixels of a box, uint8 [height / reduction, width / reduction, channels].
 
     Args:
         encoded: the image.
@@ -73,6 +80,8 @@ def decoded(encoded: bytes, size: tuple[int, int, str], box: Box, reduction: int
         reduction: 1, 2, 4 or 8.
         channels: 3 for RGB, 1 for gray.
         fast: the quicker of libjpeg-turbo's two transforms, and colours that are repeated, not interpolated.
+        out: where the pixels are put, and what is returned, if it has the shape of the whole image; other pixels are
+            valid until the next call of this thread.
 
     Raises:
         NotAnImage: the image ends early or libjpeg refuses it.
@@ -81,14 +90,15 @@ def decoded(encoded: bytes, size: tuple[int, int, str], box: Box, reduction: int
     bottom = box.top + box.height
     if bottom < height:
         encoded, height = lowered(encoded, bottom, interpolated=not fast)
-    tall, wide = -(-height // reduction), -(-width // reduction)
     inks = "CMYK" if colors in _FOUR_INKS else "RGB" if channels == 3 else "GRAY"
-    depth = _DEPTHS[inks]
-    buffer = _buffer(tall * wide * depth)
-    smaller = {"min_height": tall, "min_width": wide, "min_factor": reduction} if reduction > 1 else {}
-    _decode_into(buffer, encoded, {"colorspace": inks, "fastdct": fast, "fastupsample": fast, **smaller})
+    tall, wide, depth = -(-height // reduction), -(-width // reduction), _DEPTHS[inks]
     part = reduced(box, reduction, tall, wide)
-    pixels = buffer[: tall * wide * depth].reshape(tall, wide, depth)
+    in_place = out is not None and out.shape == (tall, wide, depth) and part == (0, 0, tall, wide)
+    pixels = out if out is not None and in_place else _buffer(tall * wide * depth).reshape(tall, wide, depth)
+    smaller = {"min_height": tall, "min_width": wide, "min_factor": reduction} if reduction > 1 else {}
+    _decode_into(pixels, encoded, {"colorspace": inks, "fastdct": fast, "fastupsample": fast, **smaller})
+    if in_place:
+        return pixels
     pixels = pixels[part.top : part.top + part.height, part.left : part.left + part.width]
     return pixels if inks != "CMYK" else _from_inks(pixels, frame(encoded).adobe, channels)
 
@@ -141,20 +151,20 @@ def _frame_at(encoded: bytes, at: int) -> Frame:
     return Frame(at, height, width, lowest, adobe=False)
 
 
-def _decode_into(buffer: np.ndarray, encoded: bytes, options: dict[str, Any]) -> None:
+def _decode_into(pixels: np.ndarray, encoded: bytes, options: dict[str, Any]) -> None:
     try:
-        simplejpeg.decode_jpeg(encoded, buffer=buffer, **options)
+        simplejpeg.decode_jpeg(encoded, buffer=pixels, **options)
     except ValueError as error:
         # libjpeg has gone to the end before simplejpeg raises for a warning: the pixels are there.
         if _MORE_BYTES not in str(error):
-            _refuse_all_but_warnings(buffer, encoded, options, error)
+            _refuse_all_but_warnings(pixels, encoded, options, error)
 
 
-def _refuse_all_but_warnings(buffer: np.ndarray, encoded: bytes, options: dict[str, Any], error: ValueError) -> None:
+def _refuse_all_but_warnings(pixels: np.ndarray, encoded: bytes, options: dict[str, Any], error: ValueError) -> None:
     if _CUT_OFF in str(error):
         raise _damaged(error)
     try:
-        simplejpeg.decode_jpeg(encoded, buffer=buffer, strict=False, **options)
+        simplejpeg.decode_jpeg(encoded, buffer=pixels, strict=False, **options)
     except ValueError as fatal:
         raise _damaged(fatal) from fatal
     # Only the first warning is told, and this would be a later one.
@@ -168,7 +178,7 @@ def _buffer(count: int) -> np.ndarray:
     kept = getattr(_own, "buffer", None)
     if kept is None or len(kept) < count:
         kept = _own.buffer = np.empty(count, np.uint8)
-    return kept
+    return kept[:count]
 
 
 def _from_inks(pixels: np.ndarray, adobe: bool, channels: int) -> np.ndarray:

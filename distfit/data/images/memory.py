@@ -18,7 +18,7 @@ import numpy as np
 _ALIGNED_BYTES = 64
 # The steps of a pipeline that are made and waiting are fewer; what comes back beyond is freed.
 _MOST_KEPT = 8
-_MOST_KEPT_BYTES = 32 * 2**20  # of a block
+_MOST_KEPT_BYTES = 128 * 2**20  # of a block
 # Its operations are single steps of the interpreter: no lock, which a fork could leave locked.
 _kept: deque[np.ndarray] = deque(maxlen=_MOST_KEPT)
 

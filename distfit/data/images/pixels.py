@@ -43,10 +43,12 @@ def decode_into(images: Images, encoded: bytes, out: np.ndarray, seed: Seed | No
     source, place = fitted(images.fit, size[0], size[1], images.size, draws)
     times = reduction(source, place) if images.scaled else 1
     if len(size) == 3:
-        pixels = jpeg.decoded(encoded, size, source, times, images.channels, images.fast)
+        filled = out if place[2:] == out.shape[:2] else None
+        pixels = jpeg.decoded(encoded, size, source, times, images.channels, images.fast, filled)
     else:
         pixels = _reduced_part(_decoded(name, encoded, size, images.channels), source, times)
-    _resize_into(pixels, out, place)
+    if pixels is not out:
+        _resize_into(pixels, out, place)
 
 
 def _jpeg_size(encoded: bytes) -> tuple:

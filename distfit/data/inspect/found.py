@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from distfit.data import description as described
 from distfit.data import storage
 from distfit.data.description import Description
-from distfit.data.files import expand, is_record_file, missing_shards, split_of
+from distfit.data.files import expand, is_record_file, missing_shards, refusing_what_cannot_be_asked, split_of
 
 # What files without a split in their name are called.
 UNNAMED = "records"
@@ -49,6 +49,11 @@ def find_data(names: Sequence[str], *, whole: bool = True) -> Data:
     Raises:
         InputError: nothing is there, or it is not whole.
     """
+    with refusing_what_cannot_be_asked():
+        return _found(names, whole)
+
+
+def _found(names: Sequence[str], whole: bool) -> Data:
     name = " ".join(names)
     if len(names) == 1 and storage.is_folder(names[0]):
         if description := _described(names[0], whole):

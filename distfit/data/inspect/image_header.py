@@ -11,6 +11,7 @@ import warnings
 from typing import NamedTuple
 
 from distfit.data.build.image_check import FORMATS, NotAnImage
+from distfit.data.images import formats
 
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _FORMATS = tuple(name.upper() for name in FORMATS)
@@ -45,16 +46,29 @@ def read_header(data: bytes) -> Header:
     """Format and size of an image, in some 20 us. Not for several threads at a time: it silences Pillow's warnings.
 
     Raises:
-        NotAnImage: no header of one of the formats, one that is cut off, or one that claims so many pixels that
-            Pillow takes it for a decompression bomb (more than 178,956,970).
+        NotAnImage: no header of one of the formats, one that is cut off, one that announces what TensorFlow does not
+            decode, or one that claims so many pixels that Pillow takes it for a decompression bomb (more than
+            178,956,970).
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             name = str(image.format).lower()
-            return Header(_SAME.get(name, name), *image.size, image.mode)
+            header = Header(_SAME.get(name, name), *image.size, image.mode)
     except Image.DecompressionBombError as error:
         raise NotAnImage(f"an image that is too large to decode ({error})") from error
     except Exception as error:  # Pillow lets through whatever its parsers meet
         raise NotAnImage("no image, or one whose header is damaged or cut off") from error
+    _refuse_as_a_training_does(header.format, data)
+    return header
+
+
+def _refuse_as_a_training_does(name: str, data: bytes) -> None:
+    """Palettes of BMP, animation and transparency of WebP: other libraries read them."""
+    if name == "jpeg":
+        return
+    try:
+        formats.size_in_header(name, data)
+    except formats.NotAnImage as reason:
+        raise NotAnImage(str(reason)) from reason

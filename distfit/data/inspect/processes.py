@@ -51,11 +51,13 @@ def _shared_out(tasks: Sequence[Task], workers: Sequence[Connection], done: Tick
     busy: dict[Connection, int] = {}
     while free or busy:
         for worker, number in zip(free, left, strict=False):
-            worker.send(tasks[number])
+            with _none_may_end():
+                worker.send(tasks[number])
             busy[worker] = number
         free = []
         for worker in _ready(busy):
-            message = _received(worker)
+            with _none_may_end():
+                message = worker.recv()
             if message is _TICK:
                 done()
             else:
@@ -70,10 +72,11 @@ def _ready(busy: Iterable[Connection]) -> list[Connection]:
     return [worker for worker in wait(waiting) if isinstance(worker, Connection)] if waiting else []
 
 
-def _received(worker: Connection) -> Any:
+@contextmanager
+def _none_may_end() -> Iterator[None]:
     try:
-        return worker.recv()
-    except EOFError as error:
+        yield
+    except (EOFError, ConnectionError) as error:
         raise RunError(
             "Expected every process to end its part of the work, received the end of one before: it was killed, or "
             "its traceback is above. Look for a lack of memory (dmesg), or try --jobs 1."

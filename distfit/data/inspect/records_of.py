@@ -16,6 +16,7 @@ import numpy as np
 from distfit.data import storage
 from distfit.data.bad_records import BadRecord
 from distfit.data.description import LABELS_MOST_BYTES
+from distfit.data.files import refusing_what_cannot_be_asked
 from distfit.data.framing import is_compressed, read_shard
 from distfit.data.index import Index
 from distfit.data.index_cache import cached_counts, load_index
@@ -94,8 +95,10 @@ def records_of(files: Sequence[str], count: Counting = silent) -> Records:
     Raises:
         InputError: a file cannot be read, or is damaged.
     """
-    size = sum(storage.size_and_time(path)[0] for path in files)
-    if is_compressed(files[0]):
+    streamed = is_compressed(files[0])
+    with refusing_what_cannot_be_asked():
+        size = sum(storage.size_and_time(path)[0] for path in files)
+    if streamed:
         counts = cached_counts(files)
         return Records(tuple(files), size, None if counts is None else sum(counts), None)
     index = load_index(files, count=count)

@@ -95,7 +95,8 @@ def _asked(description: Description | None, files: Sequence[str], labels: bool, 
         seen.add(serialized)
     images = tuple(found.feature for found in seen.images())
     if description is None:
-        return Expected(images=images, decode=decode, examples=seen.others < seen.records)
+        # Of records none of which can be read nobody knows.
+        return Expected(images=images, decode=decode, examples=seen.others < seen.records or not seen.records)
     if description.image_format is not None:
         images = (*dict.fromkeys([*images, IMAGE]),)
     return Expected(

@@ -16,7 +16,7 @@ from typing import Any
 
 from distfit.data.transforms.draws import repeatable, seed_of_function
 from distfit.data.transforms.parts import FunctionPart, LayerPart, check_transform, parts_of
-from distfit.data.transforms.purity import python_random_state, refuse_impure
+from distfit.data.transforms.purity import contents, python_random_state, refuse_impure
 from distfit.errors import InputError
 
 __all__ = ["RowFunction", "check_transform", "row_function"]
@@ -131,7 +131,10 @@ class _Traced:
         if python_random_state() != before:
             before = python_random_state()
             function, drawn = _trace(part, spec, place, training)
-            _refuse_constants(before, who)
+            if python_random_state() != before:
+                raise _drawn_while_traced(who)
+        if isinstance(part, FunctionPart) and not _is_traced_alike(function, part, spec, place, training):
+            raise _drawn_while_traced(who)
         refuse_impure(function.graph, who)
         import tensorflow as tf
 
@@ -156,13 +159,22 @@ def _trace(part: FunctionPart | LayerPart, spec: Any, place: int, training: bool
     return tf.function(apply, autograph=False).get_concrete_function(spec, seed), counts[-1]
 
 
-def _refuse_constants(before: Any, who: str) -> None:
-    if python_random_state() != before:
-        raise InputError(
-            f"Expected {who} to draw random numbers in TensorFlow or Keras, received draws from Python's `random` or "
-            "`numpy.random`: it runs once, when it is traced, so that all records would get the same numbers, and each "
-            "rank others. Use the record's `seed` or keras.random, and make layers outside the function."
-        )
+def _is_traced_alike(function: Any, part: FunctionPart, spec: Any, place: int, training: bool) -> bool:
+    """Whether a user's function makes the same graph each time; `numpy.random.default_rng()` leaves no other trace."""
+    found = contents(function.graph)
+    for _ in range(2):  # the first time it may have built layers that it keeps
+        before, found = found, contents(_trace(part, spec, place, training)[0].graph)
+        if found == before:
+            return True
+    return False
+
+
+def _drawn_while_traced(who: str) -> InputError:
+    return InputError(
+        f"Expected {who} to draw random numbers in TensorFlow or Keras, received draws from Python's `random`, "
+        "`numpy.random` or the like: it runs once, when it is traced, so that all records would get the same numbers, "
+        "and each rank others. Use the record's `seed` or keras.random, and make layers outside the function."
+    )
 
 
 def _parsing(features: Mapping[str, Any] | None, sequence_features: Mapping[str, Any] | None) -> FunctionPart:

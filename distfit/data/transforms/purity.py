@@ -1,4 +1,4 @@
-"""What a traced row must not do: draw from a stream that others draw from, or change a variable.
+"""What a traced row must not do: draw from a stream that others draw from, or change a variable or a table.
 
     refuse_impure(graph, "the transform's part 2, 'augment'")
 
@@ -19,7 +19,15 @@ from distfit.errors import InputError
 
 # Stateful operations of random numbers have one of these in their names, or a seed among their attributes.
 _RANDOM_NAMES = ("Random", "Rng", "StatefulUniform", "StatefulStandard", "StatefulTruncated", "NonDeterministic")
-_CHANGES = ("Assign", "ResourceScatter", "ScatterUpdate", "ScatterNdUpdate", "ResourceStridedSliceAssign")
+_CHANGES = (
+    "Assign",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "ResourceScatter",
+    "ResourceStridedSliceAssign",
+    "ScatterNdUpdate",
+    "ScatterUpdate",
+)
 _OURS = os.path.dirname(log.__file__)
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 
@@ -32,7 +40,7 @@ def refuse_impure(graph: Any, who: str) -> None:
         who: the part, for messages.
 
     Raises:
-        InputError: a stateful random operation, or one that changes a variable.
+        InputError: a stateful random operation, or one that changes a variable or a table.
     """
     for op in _operations(graph):
         if is_stateful_random(op.op_def):
@@ -45,8 +53,8 @@ def refuse_impure(graph: Any, who: str) -> None:
         if op.type.startswith(_CHANGES) or "Assign" in op.type:
             raise InputError(
                 f"Expected {who} to depend on the record alone, received the operation {op.type}{_line_of_user(op)}, "
-                "which changes a variable: its value would depend on which records came before. Leave it out, or do "
-                "it before training, as `layer.adapt(...)` does."
+                "which changes a variable or a table: its value would depend on which records came before. Leave it "
+                "out, or do it before training, as `layer.adapt(...)` does."
             )
         if op.type in _PYTHON:
             log.warn_once(
@@ -73,6 +81,14 @@ def python_random_state() -> tuple[Any, ...]:
     """The state of the two global generators of Python, to be compared."""
     name, keys, *rest = np.random.get_state()
     return random.getstate(), name, keys.tobytes(), *rest
+
+
+def contents(graph: Any) -> list[tuple[str, bytes]]:
+    """The operations of a traced part and of all that it calls, each with its value where it is a constant."""
+    return [
+        (op.type, op.node_def.attr["value"].tensor.SerializeToString() if op.type == "Const" else b"")
+        for op in _operations(graph)
+    ]
 
 
 def _operations(graph: Any) -> Iterator[Any]:
