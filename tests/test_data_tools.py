@@ -240,6 +240,14 @@ def test_names_out_of_a_file_do_not_steer_the_terminal(tmp_path):
     assert r"\x1b[2J\n" in shown
 
 
+def test_neither_do_a_source_and_names_of_files(fruits, tmp_path):
+    said = json.loads((fruits / "dataset.json").read_text())
+    (fruits / "dataset.json").write_text(json.dumps(said | {"source": "clear\x1b[2J"}))
+    assert "clear\\x1b[2J" in run("inspect", fruits).stdout
+    (tmp_path / "bad\x1b[2J.tfrecord").write_bytes(b"")
+    assert "bad\\x1b[2J.tfrecord: an empty file" in run("verify", tmp_path / "*.tfrecord").stdout
+
+
 def test_sequence_examples_are_recognised(tmp_path):
     def sequence(steps):
         example = messages().SequenceExample()

@@ -77,6 +77,9 @@ GOOD = {
     "gray bmp": ("bmp", encoded("bmp", PICTURE.convert("L"))),
     "webp": ("webp", encoded("webp")),
 }
+# Pillow writes no alpha channel where all of it is opaque.
+CLEAR = PICTURE.convert("RGBA")
+CLEAR.putalpha(PICTURE.convert("L"))
 BAD = {
     "nothing": ("an empty file", b""),
     "text": ("no image", b"hello, no image at all"),
@@ -93,6 +96,7 @@ BAD = {
     "a 1-bit bmp": ("a BMP image of 1 bits", encoded("bmp", PICTURE.convert("1"))),
     "half a webp": ("a WEBP image that is cut off", encoded("webp")[:900]),
     "an animated webp": ("an animated WEBP", animated("webp")),
+    "a webp with transparency": ("a WEBP image with an alpha channel", encoded("webp", CLEAR)),
     "a tiff": ("an image in the format TIFF", encoded("tiff")),
 }
 # TensorFlow takes these, and reads something else than the picture, or a part of it.

@@ -54,6 +54,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 PICTURE = picture(40, 60)
 ALPHA = np.dstack([PICTURE, picture(40, 60, 1)[..., 0]])
+# What most pixels have, in the palette of mode P.
+COMMON = int(np.bincount(np.asarray(Image.fromarray(PICTURE).convert("P")).ravel()).argmax())
 SIXTEEN = np.random.default_rng(2).integers(0, 2**16, (40, 60, 3)).astype(np.uint16)
 
 
@@ -89,6 +91,7 @@ OTHERS = {
     "png 16 bits": cv2.imencode(".png", SIXTEEN)[1].tobytes(),
     "png 16 bits gray": cv2.imencode(".png", SIXTEEN[..., 0])[1].tobytes(),
     "gif": saved("GIF", "P"),
+    "gif transparent": saved("GIF", "P", transparency=COMMON),
     "gif animated": animated("GIF"),
     "bmp": saved("BMP"),
     "bmp gray": saved("BMP", "L"),
@@ -502,7 +505,7 @@ class TestMemory:
         assert [sorted(set(tensor.numpy().ravel().tolist())) for tensor in tensors] == [[value] for value in range(20)]
 
     def test_is_not_kept_where_it_is_much(self):
-        rows = memory.rows((129 * 2**20,))
+        rows = memory.rows((memory._MOST_KEPT_BYTES + 1,))
         kept = len(memory._kept)
         del rows
         assert len(memory._kept) == kept

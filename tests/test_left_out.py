@@ -108,7 +108,7 @@ def test_too_many_end_the_run(tmp_path):
     error = source.explain(caught.value)
     assert isinstance(error, RunError)
     assert str(error).startswith("Expected at most 10.00% of 30 records to be bad, received 4 in one process.")
-    assert NAMES[1] in str(error)
+    assert any(name in str(error) for name in NAMES)
 
 
 def test_one_bad_record_of_a_few_is_not_too_many(tmp_path):

@@ -422,6 +422,13 @@ def test_pythons_own_random_numbers_are_refused(draw):
         row_function(transform=[picture, lambda image: image * int(9 * draw())])
 
 
+def test_layers_that_are_made_in_each_call_are_refused_in_words():
+    import keras
+
+    with pytest.raises(InputError, match=r"part 2, .*layers and variables that were made before it"):
+        row_function(transform=[picture, lambda image: keras.layers.RandomFlip()(image)])
+
+
 def test_a_function_may_build_its_layers_when_it_is_first_called():
     import keras
     import tensorflow as tf
@@ -613,3 +620,16 @@ def test_sparse_features_pass_through_layers():
         ],
     )
     assert only_row(row, example_of(words=b"b")).tolist() == [0, 0, 1]
+
+
+def test_assertions_are_no_random_numbers():
+    import tensorflow as tf
+
+    def checked(example):
+        tf.debugging.assert_none_equal(example["id"], tf.constant(20, tf.int64))
+        tf.debugging.assert_less(example["id"], tf.constant(50, tf.int64), message="too large")
+        return example["id"]
+
+    features = {"id": tf.io.FixedLenFeature([], tf.int64)}
+    for _ in range(5):
+        assert row_function(features, None, checked).steady_spec.dtype == tf.int64

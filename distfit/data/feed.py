@@ -281,7 +281,9 @@ class _Pass:
                 batch = next(self._batches)
             return batch
         except tf.errors.OpError as error:
-            raise self._feed.source.explain(error) from error
+            told = self._feed.source.explain(error)
+            # One that our code raised within tf.data is in TensorFlow's text already, with two tracebacks.
+            raise told from (error if told.__traceback__ is None else None)
 
 
 def _agreed_length(source: Source, transport: Transport, topology: Topology) -> tuple[int | None, bool]:

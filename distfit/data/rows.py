@@ -10,6 +10,7 @@ A ready image recipe decodes the images of a step together; functions and layers
 from __future__ import annotations
 
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from distfit.data.bad_records import BadRecord
 from distfit.data.cache import Field, RowCache, cached, fields_of
 from distfit.data.cache_file import Where
+from distfit.data.image_examples import fixed, parsed_images
 from distfit.data.images import Images
 from distfit.data.images.rows import augment_rows, decode_rows
-from distfit.data.pipeline import Finish, Pipeline, Records
+from distfit.data.pipeline import Finish, Pipeline, Records, Whole
 from distfit.data.transforms import RowFunction, row_function
 from distfit.errors import InputError
 
@@ -33,6 +35,7 @@ class _Rows:
     """
 
     finish: Finish | None = None
+    whole: Whole | None = None
 
     def __init__(self) -> None:
         self.cache: RowCache | None = None
@@ -110,6 +113,45 @@ class OfImages(_Rows):
             specs[target] = self._features.get(target, tf.io.FixedLenFeature([], tf.int64))
         parsed = tf.io.parse_single_example(record, specs)
         return parsed[image], (() if target is None else (parsed[target],))
+
+    @property
+    def whole(self) -> Any:  # type: ignore[override]
+        """Itself, where the target is one that Python code can parse."""
+        import tensorflow as tf
+
+        return self if isinstance(self._target, (tf.io.FixedLenFeature, NoneType)) else None
+
+    @cached_property
+    def _target(self) -> Any:
+        import tensorflow as tf
+
+        name = self._images.target
+        return None if name is None else self._features.get(name, tf.io.FixedLenFeature([], tf.int64))
+
+    @cached_property
+    def specs(self) -> list[Any]:
+        """Of the pixels and the target."""
+        import tensorflow as tf
+
+        pixels = tf.TensorSpec([None, *self._images.shape], tf.uint8)
+        target = self._target
+        return [pixels] if target is None else [pixels, tf.TensorSpec([None, *target.shape], target.dtype)]
+
+    def made(
+        self, pipeline: Pipeline, records: Records, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The pixels and targets of a step's records; see `pipeline.Whole`."""
+        if not len(numbers):
+            nothing = [np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype) for spec in self.specs]
+            return np.zeros(1, bool), [np.zeros((1, 2), np.int32), *nothing]
+        target = None if self._target is None else fixed(str(self._images.target), self._target)
+        encoded, targets, wrong = parsed_images(strings, self._images.image, target)
+        pixels, bad = self._pixels(numbers, encoded, seeds.view(np.uint32), workers)
+        good = np.ones(len(numbers), bool)
+        for row, reason in sorted((bad | wrong).items()):
+            pipeline.tally.note(BadRecord(*records.place_of(int(numbers[row])), reason))
+            good[row] = False
+        return good, [seeds, pixels] if targets is None else [seeds, pixels, targets]
 
     def finish(self, pipeline: Pipeline, records: Records, workers: int, numbers: Any, data: Any, seeds: Any) -> Any:
         """Their pixels."""

@@ -102,6 +102,8 @@ def _decode(data: bytes, name: str) -> int:
             raise NotAnImage("a BMP image with a palette, whose indices TensorFlow would take for gray")
         if name == "webp" and getattr(image, "is_animated", False):
             raise NotAnImage("an animated WEBP image, which TensorFlow does not decode")
+        if name == "webp" and image.mode == "RGBA":
+            raise NotAnImage("a WEBP image with an alpha channel, which TensorFlow does not decode to three channels")
         _load_all(image) if name == "gif" else image.load()
         return side
 

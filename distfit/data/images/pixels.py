@@ -87,7 +87,11 @@ def _by_pillow(name: str, encoded: bytes, channels: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(encoded), formats=[name.upper()]) as image:
+        with Image.open(io.BytesIO(encoded), formats=[name.upper()]) as opened:
+            image: Image.Image = opened
+            if "transparency" in image.info:  # of the first frame of a GIF, which TensorFlow leaves black
+                clear = Image.new("RGB", image.size)
+                image = Image.composite(image.convert("RGB"), clear, image.convert("RGBA").getchannel("A"))
             return np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except Exception as error:  # Pillow lets through whatever its decoders meet
         raise NotAnImage(f"a {name.upper()} image that is cut off or damaged ({error})") from error

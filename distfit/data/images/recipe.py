@@ -62,8 +62,10 @@ class Images:
 
     JPEG, PNG, GIF (its first frame), BMP and WebP are told by their content and decoded to the pixels of
     `tf.io.decode_image(channels=3, expand_animations=False)`: gray becomes three equal channels, palettes become
-    colours, alpha is dropped, 16 bits lose the lower 8, four inks (CMYK) become colours. EXIF orientation is ignored,
-    as it is by TensorFlow. What TensorFlow does not decode is a bad record.
+    colours, alpha is dropped (transparent pixels of a GIF are black), 16 bits lose the lower 8, four inks (CMYK) become
+    colours. EXIF orientation is ignored, as it is by TensorFlow. What TensorFlow does not decode is a bad record. JPEGs
+    have the pixels of `tf.io.decode_jpeg` with `dct_method="INTEGER_FAST", fancy_upscaling=False` or, where `fast` is
+    False, with `"INTEGER_ACCURATE"`; TensorFlow's default lies between them, a level of 255 from each on average.
 
     Everything random comes from the record's own seed, made from (seed, epoch, record): a record is augmented alike
     on any number of processes and threads. Random numbers are the same bits on any machine; pixels are with the same

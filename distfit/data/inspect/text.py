@@ -22,7 +22,7 @@ JSON_VERSION = 1
 def summary_text(summary: Summary) -> str:
     """What `distfit data inspect` prints."""
     source = f": {summary.source}" if summary.source else ""
-    parts = [f"{summary.data}{source}", *(_split_text(split, summary) for split in summary.splits)]
+    parts = [_printable(f"{summary.data}{source}"), *(_split_text(split, summary) for split in summary.splits)]
     return "\n\n".join(parts)
 
 
@@ -34,7 +34,7 @@ def verdict_text(verdict: Verdict, most: int | None = MOST_BAD) -> str:
         most: lines of what is bad; None for all.
     """
     shown = verdict.bad if most is None else verdict.bad[:most]
-    lines = [*map(str, shown)]
+    lines = [_printable(str(bad)) for bad in shown]
     if len(shown) < len(verdict.bad):
         lines.append(f"and {len(verdict.bad) - len(shown):,} more; --all lists them")
     images = f" and {verdict.images:,} images" if verdict.images else ""
@@ -70,7 +70,7 @@ def _printable(text: str) -> str:
 
 
 def _split_text(split: SplitSummary, summary: Summary) -> str:
-    lines = [f"{split.name}: {_size(split)}", *_features(split), *_classes(split), *_plan(split, summary)]
+    lines = [f"{_printable(split.name)}: {_size(split)}", *_features(split), *_classes(split), *_plan(split, summary)]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ record's seed (`draws`), and what would draw from elsewhere is refused (`purity`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,15 +126,16 @@ class _Traced:
 
     @staticmethod
     def of(part: FunctionPart | LayerPart, spec: Any, place: int, training: bool, who: str) -> _Traced:
+        trace = functools.partial(_trace, part, spec, place, training, who)
         before = python_random_state()
-        function, drawn = _trace(part, spec, place, training)
+        function, drawn = trace()
         # Other threads may have drawn meanwhile; twice in a row it is the part.
         if python_random_state() != before:
             before = python_random_state()
-            function, drawn = _trace(part, spec, place, training)
+            function, drawn = trace()
             if python_random_state() != before:
                 raise _drawn_while_traced(who)
-        if isinstance(part, FunctionPart) and not _is_traced_alike(function, part, spec, place, training):
+        if isinstance(part, FunctionPart) and not _is_traced_alike(function, trace):
             raise _drawn_while_traced(who)
         refuse_impure(function.graph, who)
         import tensorflow as tf
@@ -142,8 +144,12 @@ class _Traced:
         return _Traced(function, out, bool(drawn) or part.takes_seed)
 
 
-def _trace(part: FunctionPart | LayerPart, spec: Any, place: int, training: bool) -> tuple[Any, int]:
-    """A part's concrete function, and how often it draws from Keras' generators."""
+def _trace(part: FunctionPart | LayerPart, spec: Any, place: int, training: bool, who: str) -> tuple[Any, int]:
+    """A part's concrete function, and how often it draws from Keras' generators.
+
+    Raises:
+        InputError: it makes variables each time that it is called.
+    """
     import tensorflow as tf
 
     counts = []
@@ -156,14 +162,23 @@ def _trace(part: FunctionPart | LayerPart, spec: Any, place: int, training: bool
         return result
 
     seed = tf.TensorSpec([2], tf.int32)
-    return tf.function(apply, autograph=False).get_concrete_function(spec, seed), counts[-1]
+    try:
+        return tf.function(apply, autograph=False).get_concrete_function(spec, seed), counts[-1]
+    except ValueError as error:
+        if "singleton tf.Variable" not in str(error):
+            raise
+        raise InputError(
+            f"Expected {who} to use layers and variables that were made before it, received one that makes them in "
+            "each call, as a random layer does for its seed. Make them outside the function, or give the layer itself "
+            "as a part of the transform."
+        ) from error
 
 
-def _is_traced_alike(function: Any, part: FunctionPart, spec: Any, place: int, training: bool) -> bool:
+def _is_traced_alike(function: Any, trace: Callable[[], tuple[Any, int]]) -> bool:
     """Whether a user's function makes the same graph each time; `numpy.random.default_rng()` leaves no other trace."""
     found = contents(function.graph)
     for _ in range(2):  # the first time it may have built layers that it keeps
-        before, found = found, contents(_trace(part, spec, place, training)[0].graph)
+        before, found = found, contents(trace()[0].graph)
         if found == before:
             return True
     return False

@@ -84,11 +84,18 @@ def python_random_state() -> tuple[Any, ...]:
 
 
 def contents(graph: Any) -> list[tuple[str, bytes]]:
-    """The operations of a traced part and of all that it calls, each with its value where it is a constant."""
-    return [
-        (op.type, op.node_def.attr["value"].tensor.SerializeToString() if op.type == "Const" else b"")
-        for op in _operations(graph)
-    ]
+    """The operations of a traced part and of all that it calls, each with its value where it is a constant number.
+
+    Texts are left out: those of assertions name operations, whose numbers are drawn anew in each trace.
+    """
+    return [(op.type, _number_in(op)) for op in _operations(graph)]
+
+
+def _number_in(op: Any) -> bytes:
+    import tensorflow as tf
+
+    value = op.node_def.attr["value"].tensor if op.type == "Const" else None
+    return b"" if value is None or value.dtype == tf.string.as_datatype_enum else value.SerializeToString()
 
 
 def _operations(graph: Any) -> Iterator[Any]:
