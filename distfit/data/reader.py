@@ -23,6 +23,11 @@ from distfit.errors import RunError
 
 # Of one reader: a training and its validation have one each, and the usual limit is 1024 open files for everything.
 MOST_OPEN_FILES = 256
+# Reason and remedy.
+_GONE = (
+    "no such file any more, which was there when it was indexed",
+    "Put the data on a file system that all hosts see under the same path, and let it stay there during a run.",
+)
 # What fails because of this process and not because of the file.
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Two ranges that are nearer than this are fetched as one: a disk reads the gap faster than it seeks over it.
@@ -64,7 +69,7 @@ class Reader:
         """The payload of each of the given record numbers, or what is wrong with it.
 
         Raises:
-            RunError: this process or host has too many open files or no memory, which makes no record a bad one.
+            RunError: storage fails, or this process has too many open files: which makes no record a bad one.
         """
         records = np.asarray(records, np.int64)
         places = (column.tolist() for column in self._index.locate(records))
@@ -91,9 +96,9 @@ class Reader:
         try:
             framed = self._open(path).read_at(offset - HEADER_BYTES, length + FRAME_BYTES)
         except OSError as error:
-            if error.errno in _OF_THIS_PROCESS:
+            if not isinstance(error, (FileNotFoundError, IsADirectoryError)):
                 raise _refused(path, error) from error
-            return self._bad(record, file, offset, *_in_words(error))
+            return self._bad(record, file, offset, *_GONE)
         payload = unframed(framed, length)
         if payload is None:
             return self._bad(record, file, offset, what_is_wrong(framed, length), _remedy(framed, length))
@@ -114,19 +119,10 @@ def _remedy(framed: bytes, length: int) -> str | None:
 
 
 def _refused(path: str, error: OSError) -> RunError:
-    return RunError(
-        f"Expected to read {path!r}, received: {error.strerror}. Allow this process more (ulimit -n, memory), or let "
-        "fewer files be open at a time."
-    )
-
-
-def _in_words(error: OSError) -> tuple[str, str | None]:
-    if isinstance(error, FileNotFoundError):
-        return (
-            "no such file, which was there when it was indexed",
-            "Put the data on a file system that all hosts see under the same path, and let it stay there during a run.",
-        )
-    return str(error.strerror), None
+    remedy = "Look after the storage and its permissions; no record is bad because it cannot be read now."
+    if error.errno in _OF_THIS_PROCESS:
+        remedy = "Allow this process more (ulimit -n, memory), or let fewer files be open at a time."
+    return RunError(f"Expected to read {path!r}, received: {error.strerror}. {remedy}")
 
 
 def _ranges(file_of: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
