@@ -74,6 +74,26 @@ def test_a_record_is_augmented_alike_for_any_ranks_batches_and_workers(folder, e
     assert not same(rows_of(TFRecords(folder, transform=recipe), epoch=2), expected)
 
 
+def test_images_in_streams_are_those_by_an_index(folder, encoded, tmp_path):
+    for path in sorted(folder.glob("*.tfrecord")):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{path.name}.gz"), "GZIP") as file:
+            for record in tf.data.TFRecordDataset(str(path)):
+                file.write(record.numpy())
+    recipe = distfit.Images(SIZE, fit="stretch")
+    expected = dict(enumerate(decode_rows(recipe, encoded, None, 1)[0]))
+    found = {}
+    for rows, _, (pixels, labels) in TFRecords(tmp_path, transform=recipe).batches(Asked(3, 0, True, BATCH)):
+        assert int(rows) == len(pixels)
+        found |= dict(zip(labels.numpy().tolist(), pixels.numpy(), strict=True))
+    assert same(found, expected)
+
+
+def test_a_target_of_varying_length_is_refused(folder):
+    features = {"label": tf.io.VarLenFeature(tf.int64)}
+    with pytest.raises(distfit.InputError, match=r"target 'label' of distfit\.Images to be a tf\.io\.FixedLenFeature"):
+        _ = TFRecords(folder, features, STEADY).element_spec
+
+
 def test_nothing_is_random_outside_of_training(folder, encoded):
     source = TFRecords(folder, transform=RANDOM)
     centre = distfit.Images(SIZE, fit="center_crop")

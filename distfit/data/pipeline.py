@@ -1,6 +1,6 @@
 """From the numbers of records to batches of rows, in tf.data, without losing the plan on the way.
 
-    pipeline = Pipeline(row, tally)
+    pipeline = Pipeline(make, tally)
     for rows, origin, data in pipeline.indexed(way, order, global_batch=64, place=(0, 1, 1), workers=2): ...
 
 Each element is one step's part of one process: how many rows the batch has that is cut, which row of it the first
@@ -60,20 +60,17 @@ class Records(Protocol):
         ...
 
 
-# From (numbers, rows, seeds) of a step, and one row that does not count where there are no numbers, to (which rows are
-# good: bool [n], all rows). Before them come: the pipeline, where the records come from, how
-# many rows to work on at a time.
-Finish: TypeAlias = Callable[["Pipeline", Records, int, Any, Any, Any], tuple[Any, Any]]
+# From (number, serialized record, seed: int32 [2]) to one row, in TensorFlow's graph.
+OneByOne: TypeAlias = Callable[[Any, Any, Any], Any]
 
 
-class Whole(Protocol):
-    """What makes all rows of a step at once, in Python.
+class AtOnce(Protocol):
+    """Makes all rows of a step at once, in Python."""
 
-    Attributes:
-        specs: the tf.TensorSpec of each array, the first dimension None.
-    """
-
-    specs: Sequence[Any]
+    @property
+    def specs(self) -> Sequence[Any]:
+        """The tf.TensorSpec of each array, the first dimension None."""
+        ...
 
     def made(
         self, pipeline: Pipeline, records: Records, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
@@ -86,28 +83,19 @@ class Pipeline:
     """Makes a row of each record, and puts the rows of a step together.
 
     Args:
-        row: from (number, serialized record, seed: int32 [2]) to one row, in TensorFlow's graph.
+        make: what makes rows, one by one or all of a step at once.
         tally: counts what is left out, or raises.
-        finish: for what is better done with many rows at a time; None where `row` does everything.
         seeded: the rows come as (rows, seeds), for what is drawn on the device.
-        whole: what makes all rows of a step at once, by an index; None where `row` and `finish` do.
     """
 
-    def __init__(
-        self,
-        row: Callable[[Any, Any, Any], Any],
-        tally: Tally,
-        finish: Finish | None = None,
-        seeded: bool = False,
-        whole: Whole | None = None,
-    ) -> None:
+    def __init__(self, make: OneByOne | AtOnce, tally: Tally, seeded: bool = False) -> None:
         # Several steps are made at a time, so that it need not be the first whose text TensorFlow hands on.
         self._failures: deque[RunError] = deque(maxlen=64)
         # The numbers of what was read last, to find out which record it was that a row could not be made of.
         self._recent: deque[tuple[Records, np.ndarray, plan.Order]] = deque(maxlen=AHEAD + 2)
-        self._row, self._finish = row, finish
+        self._make = make
         self.tally = tally
-        self._seeded, self._whole = seeded, whole
+        self._seeded = seeded
         self._skips = tally.policy == "skip"
 
     def indexed(
@@ -140,17 +128,18 @@ class Pipeline:
         # The order travels as data: TensorFlow keeps a Python function, and what it has closed over, for the life of
         # the process, which would be an order for each epoch.
         key = tf.constant([*_packed(order), global_batch, *place], tf.int64)
-        if self._whole is not None:
-            return self._made_whole(self._whole, tf.data.Dataset.range(first_step, steps), records, key, workers)
-        read = self.python(functools.partial(self._share, records), [tf.int64, tf.int64, *_step_types()])
+        numbers = tf.data.Dataset.range(first_step, steps).map(_as_it_is(lambda number: (key, number)))
+        share = functools.partial(self._share, records)
+        if not callable(self._make):
+            return self._at_once(self._make, numbers, share, records, workers, uneven=self._skips)
+        read = self.python(share, [tf.int64, tf.int64, *_step_types()])
 
-        def step(number: Any) -> tuple[Any, Any, Step]:
+        def step(key: Any, number: Any) -> tuple[Any, Any, Step]:
             rows, origin, *own = read(key, number)
             return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), _shaped(own)
 
-        steps_to_read = tf.data.Dataset.range(first_step, steps)
-        read_steps = steps_to_read.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
-        return self._made(read_steps, records, workers, uneven=self._skips)
+        read_steps = numbers.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
+        return self._one_by_one(self._make, read_steps, records, workers, uneven=self._skips)
 
     def streamed(self, records: Records, batches: Callable[[], Iterator[Step]], workers: int) -> Dataset:
         """As `indexed`, of what comes as it is: numbers, records and seeds of each step, or of none."""
@@ -161,10 +150,12 @@ class Pipeline:
                 yield from batches()
 
         signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True))
-        none = tf.constant(0, tf.int64)
         steps = tf.data.Dataset.from_generator(heard, output_signature=signature)
+        if not callable(self._make):
+            return self._at_once(self._make, steps, lambda *own: (0, 0, *own), records, workers, uneven=True)
+        none = tf.constant(0, tf.int64)
         steps = steps.map(_as_it_is(lambda *own: (none, none, own)))
-        return self._made(steps, records, workers, uneven=True)
+        return self._one_by_one(self._make, steps, records, workers, uneven=True)
 
     @functools.cached_property
     def element_spec(self) -> Any:
@@ -174,9 +165,11 @@ class Pipeline:
         step = tuple(
             zeros(tf.TensorSpec(shape, dtype)) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True)
         )
+        if not callable(self._make):
+            return self._with_seeds(_one_or_all(self._make.specs), tf.TensorSpec([None, 2], tf.int32))
         none = tf.constant(0, tf.int64)
-        made = self._made(tf.data.Dataset.from_tensors((none, none, step)), _Nowhere(), workers=1, uneven=False)
-        return made.element_spec[2]
+        steps = tf.data.Dataset.from_tensors((none, none, step))
+        return self._one_by_one(self._make, steps, _Nowhere(), workers=1, uneven=False).element_spec[2]
 
     def explain(self, error: Exception, files: str) -> Exception:
         """What to raise in place of an error that came out of these datasets.
@@ -202,11 +195,13 @@ class Pipeline:
         """Where the first record lies that no row can be made of, among those that were read last."""
         import tensorflow as tf
 
+        if not callable(self._make):
+            return ""  # it names the record itself
         for records, read, order in tuple(self._recent):
             strings = [record for record in records.read_each(read) if isinstance(record, bytes)]
             for number, string, seed in zip(*step_of(read, strings, order.seed, order.epoch), strict=False):
                 try:
-                    self._row(tf.constant(number), tf.constant(string), tf.constant(seed))
+                    self._make(tf.constant(number), tf.constant(string), tf.constant(seed))
                 except tf.errors.OpError:
                     file, in_file, offset = records.place_of(int(number))
                     return f" of record {in_file}{'' if offset is None else f' at byte {offset}'} of {file!r}"
@@ -235,60 +230,30 @@ class Pipeline:
         self._recent.append((records, numbers[whole], order))
         return step_of(numbers[whole], whole_ones, order.seed, order.epoch)
 
-    def _made(self, steps: Dataset, records: Records, workers: int, uneven: bool) -> Dataset:
-        """From the records of each step to its rows."""
+    def _one_by_one(self, make: OneByOne, steps: Dataset, records: Records, workers: int, uneven: bool) -> Dataset:
+        """From the records of each step to its rows, several of them at a time."""
         import tensorflow as tf
 
         def one(rows: Any, origin: Any, step: Step) -> Dataset:
-            def bounded(numbers: Any, data: Any) -> tuple[Any, Any, Any]:
+            def bounded(numbers: Any, data: Any, seeds: Any) -> tuple[Any, Any, Any]:
+                data = self._with_seeds(data, seeds)
                 if uneven:
                     return tf.size(numbers, tf.int64), tf.constant(0, tf.int64), data
                 return rows, origin, data
 
-            return self._rows(step, records, workers, uneven).map(_as_it_is(bounded))
+            return self._rows(make, step, records, workers, uneven).map(_as_it_is(bounded))
 
         made = steps.interleave(
             _as_it_is(one), cycle_length=_AT_A_TIME, num_parallel_calls=_AT_A_TIME, deterministic=True
         )
         return made.prefetch(_WAITING).with_options(_options(workers))
 
-    def _made_whole(self, whole: Whole, steps: Dataset, records: Records, key: Any, workers: int) -> Dataset:
-        """From the numbers of steps to their rows, in one call of Python code a step.
-
-        Handed through TensorFlow as strings, records would be copied three times, which for images of 12 megapixels
-        takes half as long as decoding them.
-        """
-        import tensorflow as tf
-
-        def made(key: np.ndarray, number: np.ndarray) -> tuple[Any, ...]:
-            rows, origin, *step = self._share(records, key, number)
-            good, arrays = whole.made(self, records, workers, *step)
-            if self._skips:
-                rows, origin = np.int64(np.count_nonzero(good)), np.int64(0)
-            if not good.all():
-                # One row stays where none is good, and does not count.
-                good = good if good.any() else np.arange(len(good)) < 1
-                arrays = [array[good] for array in arrays]
-            return rows, origin, *arrays
-
-        call = self.python(made, [tf.int64, tf.int64, tf.int32, *(spec.dtype for spec in whole.specs)])
-
-        def step(number: Any) -> tuple[Any, Any, Any]:
-            rows, origin, seeds, *leaves = call(key, number)
-            shaped = [tf.ensure_shape(leaf, spec.shape) for leaf, spec in zip(leaves, whole.specs, strict=True)]
-            data = tuple(shaped) if len(shaped) > 1 else shaped[0]
-            data = (data, tf.ensure_shape(seeds, [None, 2])) if self._seeded else data
-            return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), data
-
-        made_steps = steps.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
-        return made_steps.prefetch(_WAITING).with_options(_options(workers))
-
-    def _rows(self, step: Step, records: Records, workers: int, uneven: bool) -> Dataset:
-        """The rows of one step, as one element (numbers, data)."""
+    def _rows(self, make: OneByOne, step: Step, records: Records, workers: int, uneven: bool) -> Dataset:
+        """The rows of one step, as one element (numbers, data, seeds)."""
         import tensorflow as tf
 
         def row(number: Any, record: Any, seed: Any) -> Any:
-            return number, self._row(number, record, seed), seed
+            return number, make(number, record, seed), seed
 
         numbers = step[0]
         made = tf.data.Dataset.from_tensor_slices(step).map(
@@ -304,19 +269,45 @@ class Pipeline:
         if self._skips:
             note = self.python(functools.partial(self._note_missing, records), [tf.int64])
             made = made.map(_as_it_is(lambda kept, *rest: (tf.ensure_shape(note(numbers, kept)[0], [None]), *rest)))
-        return made.map(_as_it_is(functools.partial(self._finished, records, workers)))
+        return made
 
-    def _finished(self, records: Records, workers: int, numbers: Any, data: Any, seeds: Any) -> tuple[Any, Any]:
-        """The rows of a step, those that `finish` found bad left out."""
+    def _at_once(
+        self, make: AtOnce, steps: Dataset, read: Callable[..., tuple], records: Records, workers: int, uneven: bool
+    ) -> Dataset:
+        """From steps to their rows, reading included, in one call of Python code a step.
+
+        Handed through TensorFlow as strings, records would be copied three times, which for images of 12 megapixels
+        takes half as long as decoding them.
+
+        Args:
+            read: from an element of `steps` to (rows, origin, numbers, records, seeds), in Python.
+        """
         import tensorflow as tf
 
-        if self._finish is not None:
-            good, data = self._finish(self, records, workers, numbers, data, seeds)
-            numbers = tf.boolean_mask(numbers, good)
-            # One row stays where none is good, and does not count.
-            stays = tf.cond(tf.reduce_any(good), lambda: good, lambda: tf.range(tf.shape(seeds)[0]) < 1)
-            data, seeds = tf.nest.map_structure(lambda leaf: tf.boolean_mask(leaf, stays), (data, seeds))
-        return numbers, ((data, seeds) if self._seeded else data)
+        def made(*arguments: np.ndarray) -> tuple[Any, ...]:
+            rows, origin, *step = read(*arguments)
+            good, arrays = make.made(self, records, workers, *step)
+            if uneven:
+                rows, origin = np.count_nonzero(good), 0
+            if not good.all():
+                # One row stays where none is good, and does not count.
+                good = good if good.any() else np.arange(len(good)) < 1
+                arrays = [array[good] for array in arrays]
+            return np.int64(rows), np.int64(origin), *arrays
+
+        call = self.python(made, [tf.int64, tf.int64, tf.int32, *(spec.dtype for spec in make.specs)])
+
+        def step(*arguments: Any) -> tuple[Any, Any, Any]:
+            rows, origin, seeds, *arrays = call(*arguments)
+            shaped = [tf.ensure_shape(array, spec.shape) for array, spec in zip(arrays, make.specs, strict=True)]
+            data = self._with_seeds(_one_or_all(shaped), tf.ensure_shape(seeds, [None, 2]))
+            return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), data
+
+        made_steps = steps.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
+        return made_steps.prefetch(_WAITING).with_options(_options(workers))
+
+    def _with_seeds(self, data: Any, seeds: Any) -> Any:
+        return (data, seeds) if self._seeded else data
 
     def _note_missing(self, records: Records, numbers: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray]:
         for number in np.setdiff1d(numbers, kept).tolist():
@@ -362,6 +353,10 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
+
+
+def _one_or_all(arrays: Sequence[Any]) -> Any:
+    return tuple(arrays) if len(arrays) > 1 else arrays[0]
 
 
 def _options(workers: int) -> Any:

@@ -1,7 +1,7 @@
 """How a record becomes a row: what `distfit.TFRecords` was told about it, as the pipeline takes it.
 
     rows = rows_of(features, sequence_features, transform, training=True)
-    pipeline = Pipeline(rows.row, tally, rows.finish)
+    pipeline = Pipeline(rows, tally)
     rows.keep("memory", records=50_000, name="run-7")       # from now on
 
 A ready image recipe decodes the images of a step together; functions and layers take one record at a time.
@@ -10,7 +10,6 @@ A ready image recipe decodes the images of a step together; functions and layers
 from __future__ import annotations
 
 from functools import cached_property
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from distfit.data.cache_file import Where
 from distfit.data.image_examples import fixed, parsed_images
 from distfit.data.images import Images
 from distfit.data.images.rows import augment_rows, decode_rows
-from distfit.data.pipeline import Finish, Pipeline, Records, Whole
+from distfit.data.pipeline import Pipeline, Records
 from distfit.data.transforms import RowFunction, row_function
 from distfit.errors import InputError
 
@@ -34,16 +33,9 @@ class _Rows:
         pipeline: that calls; it remembers what Python code raises.
     """
 
-    finish: Finish | None = None
-    whole: Whole | None = None
-
     def __init__(self) -> None:
         self.cache: RowCache | None = None
         self.pipeline: Pipeline | None = None
-
-    def row(self, number: Any, record: Any, seed: Any) -> Any:
-        """One row, in TensorFlow's graph."""
-        raise NotImplementedError
 
     def fields(self) -> list[Field]:
         """What can be kept of a row.
@@ -84,7 +76,7 @@ class OfFunctions(_Rows):
     def _function(self) -> RowFunction:
         return row_function(*self._arguments, training=self._training)
 
-    def row(self, number: Any, record: Any, seed: Any) -> Any:
+    def __call__(self, number: Any, record: Any, seed: Any) -> Any:
         """Parsed and transformed, or what was kept of it and the rest."""
         if self.cache is None or self.pipeline is None:
             return self._function(record, seed)
@@ -103,30 +95,20 @@ class OfImages(_Rows):
         super().__init__()
         self._images, self._features = images, dict(features or {})
 
-    def row(self, number: Any, record: Any, seed: Any) -> Any:
-        """The encoded image, and the target where there is one."""
-        import tensorflow as tf
-
-        image, target = self._images.image, self._images.target
-        specs = {image: tf.io.FixedLenFeature([], tf.string)}
-        if target is not None:
-            specs[target] = self._features.get(target, tf.io.FixedLenFeature([], tf.int64))
-        parsed = tf.io.parse_single_example(record, specs)
-        return parsed[image], (() if target is None else (parsed[target],))
-
-    @property
-    def whole(self) -> Any:  # type: ignore[override]
-        """Itself, where the target is one that Python code can parse."""
-        import tensorflow as tf
-
-        return self if isinstance(self._target, (tf.io.FixedLenFeature, NoneType)) else None
-
     @cached_property
     def _target(self) -> Any:
         import tensorflow as tf
 
         name = self._images.target
-        return None if name is None else self._features.get(name, tf.io.FixedLenFeature([], tf.int64))
+        if name is None:
+            return None
+        found = self._features.get(name, tf.io.FixedLenFeature([], tf.int64))
+        if not isinstance(found, tf.io.FixedLenFeature):
+            raise InputError(
+                f"Expected the target {name!r} of distfit.Images to be a tf.io.FixedLenFeature, received "
+                f"{type(found).__name__}. Write a transform of your own, or leave the target to it."
+            )
+        return found
 
     @cached_property
     def specs(self) -> list[Any]:
@@ -140,7 +122,7 @@ class OfImages(_Rows):
     def made(
         self, pipeline: Pipeline, records: Records, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The pixels and targets of a step's records; see `pipeline.Whole`."""
+        """The pixels and targets of a step's records; see `pipeline.AtOnce`."""
         if not len(numbers):
             nothing = [np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype) for spec in self.specs]
             return np.zeros(1, bool), [np.zeros((1, 2), np.int32), *nothing]
@@ -152,25 +134,6 @@ class OfImages(_Rows):
             pipeline.tally.note(BadRecord(*records.place_of(int(numbers[row])), reason))
             good[row] = False
         return good, [seeds, pixels] if targets is None else [seeds, pixels, targets]
-
-    def finish(self, pipeline: Pipeline, records: Records, workers: int, numbers: Any, data: Any, seeds: Any) -> Any:
-        """Their pixels."""
-        import tensorflow as tf
-
-        def pixels(numbers: np.ndarray, encoded: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if not len(numbers):
-                return np.zeros((1, *self._images.shape), np.uint8), np.zeros(0, bool)
-            rows, wrong = self._pixels(numbers, encoded, seeds.view(np.uint32), workers)
-            good = np.ones(len(numbers), bool)
-            for row, reason in wrong.items():
-                pipeline.tally.note(BadRecord(*records.place_of(int(numbers[row])), reason))
-                good[row] = False
-            return rows, good
-
-        encoded, target = data
-        rows, good = pipeline.python(pixels, [tf.uint8, tf.bool])(numbers, encoded, seeds)
-        rows, good = tf.ensure_shape(rows, [None, *self._images.shape]), tf.ensure_shape(good, [None])
-        return good, (rows, *target) if target else rows
 
     def fields(self) -> list[Field]:
         """The pixels before anything random."""

@@ -225,7 +225,7 @@ class TFRecords:
         if training not in self._rows:
             rows = rows_of(self.features, self.sequence_features, self.transform, training)
             tally = Tally(self.bad_records, self.most_bad)
-            rows.pipeline = Pipeline(rows.row, tally, rows.finish, seeded=self.on_device is not None, whole=rows.whole)
+            rows.pipeline = Pipeline(rows, tally, seeded=self.on_device is not None)
             self._rows[training] = rows
         made = self._rows[training].pipeline
         assert made is not None
