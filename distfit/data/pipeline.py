@@ -286,7 +286,8 @@ class Pipeline:
 
         def made(*arguments: np.ndarray) -> tuple[Any, ...]:
             rows, origin, *step = read(*arguments)
-            good, arrays = make.made(self, records, workers, *step)
+            # So many steps are made side by side.
+            good, arrays = make.made(self, records, -(-workers // _AT_A_TIME), *step)
             if uneven:
                 rows, origin = np.count_nonzero(good), 0
             if not good.all():

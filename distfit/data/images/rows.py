@@ -66,12 +66,13 @@ def augment_rows(images: Images, pixels: np.ndarray, seeds: Sequence[Seed] | np.
 
 
 def each(do: Callable[[int], None], rows: int, threads: int) -> None:
-    """Calls `do` with every row from 0, by the threads of the pool; the first exception is raised."""
+    """Calls `do` with every row from 0, by this thread and others of a pool; the first exception is raised.
+
+    Args:
+        threads: that work on it, this one among them. Handing rows over costs; where as many batches are in work as
+            there are cores, nothing needs to be handed over.
+    """
     _leave_threads_to_us()
-    if threads == 1:
-        for row in range(rows):
-            do(row)
-        return
     # `next` on a count is one step of the interpreter: no two threads get the same row.
     count = itertools.count()
 
@@ -79,13 +80,17 @@ def each(do: Callable[[int], None], rows: int, threads: int) -> None:
         while (row := next(count)) < rows:
             do(row)
 
-    for future in [_pool(threads).submit(work) for _ in range(min(threads, rows))]:
+    helpers = min(threads, rows) - 1
+    waiting = [_pool(threads).submit(work) for _ in range(helpers)]
+    work()
+    for future in waiting:
         future.result()
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="distfit-images")
+    # Two batches are decoded at a time (`pipeline`); a thread that is not needed is not started.
+    return ThreadPoolExecutor(2 * threads, thread_name_prefix="distfit-images")
 
 
 @functools.cache
