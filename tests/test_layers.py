@@ -28,7 +28,7 @@ LAYERS = {
         data.catalog data.index data.index_request data.index_update data.index_cache data.reader
         data.lanes data.read_ahead data.shuffle_window data.streaming
         data.images data.images.* data.image_examples data.transforms data.transforms.* data.cache data.cache_file
-        data.void data.pipeline data.rows data.reading data.on_device data.tfrecords
+        data.void data.one_step data.pipeline data.rows data.reading data.on_device data.tfrecords
         data.build data.build.* data.inspect.*
         monitor.start_block monitor.progress monitor.counting watch watch.*
         install install.* launchers launchers.* doctor doctor.*

@@ -23,8 +23,9 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from distfit.data import plan
+from distfit.data import one_step, plan
 from distfit.data.bad_records import BadRecord, Tally
+from distfit.data.one_step import Step
 from distfit.data.void import zeros
 from distfit.errors import InputError, RunError
 
@@ -40,8 +41,6 @@ Place: TypeAlias = tuple[int, int, int]
 Dataset: TypeAlias = Any
 # What TensorFlow puts before a message.
 _GRAPH_NAMES = re.compile(r"\{\{[^}]*\}\}\s*")
-# Numbers, records and seeds of one step.
-Step: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Records(Protocol):
@@ -127,16 +126,16 @@ class Pipeline:
             raise InputError(f"Expected a first step below the epoch's {steps} steps, received {first_step}.")
         # The order travels as data: TensorFlow keeps a Python function, and what it has closed over, for the life of
         # the process, which would be an order for each epoch.
-        key = tf.constant([*_packed(order), global_batch, *place], tf.int64)
+        key = tf.constant([*one_step.packed(order), global_batch, *place], tf.int64)
         numbers = tf.data.Dataset.range(first_step, steps).map(_as_it_is(lambda number: (key, number)))
         share = functools.partial(self._share, records)
         if not callable(self._make):
             return self._at_once(self._make, numbers, share, records, workers, uneven=self._skips)
-        read = self.python(share, [tf.int64, tf.int64, *_step_types()])
+        read = self.python(share, [tf.int64, tf.int64, *(spec.dtype for spec in one_step.specs())])
 
         def step(key: Any, number: Any) -> tuple[Any, Any, Step]:
             rows, origin, *own = read(key, number)
-            return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), _shaped(own)
+            return tf.ensure_shape(rows, []), tf.ensure_shape(origin, []), one_step.shaped(own)
 
         read_steps = numbers.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
         return self._one_by_one(self._make, read_steps, records, workers, uneven=self._skips)
@@ -149,8 +148,7 @@ class Pipeline:
             with self._remembered():
                 yield from batches()
 
-        signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True))
-        steps = tf.data.Dataset.from_generator(heard, output_signature=signature)
+        steps = tf.data.Dataset.from_generator(heard, output_signature=one_step.specs())
         if not callable(self._make):
             return self._at_once(self._make, steps, lambda *own: (0, 0, *own), records, workers, uneven=True)
         none = tf.constant(0, tf.int64)
@@ -162,13 +160,10 @@ class Pipeline:
         """The `tf.TypeSpec`s of a batch of data; the batch dimension is None. Reads no file."""
         import tensorflow as tf
 
-        step = tuple(
-            zeros(tf.TensorSpec(shape, dtype)) for shape, dtype in zip(_STEP_SHAPES, _step_types(), strict=True)
-        )
         if not callable(self._make):
             return self._with_seeds(_one_or_all(self._make.specs), tf.TensorSpec([None, 2], tf.int32))
         none = tf.constant(0, tf.int64)
-        steps = tf.data.Dataset.from_tensors((none, none, step))
+        steps = tf.data.Dataset.from_tensors((none, none, zeros(one_step.specs())))
         return self._one_by_one(self._make, steps, _Nowhere(), workers=1, uneven=False).element_spec[2]
 
     def explain(self, error: Exception, files: str) -> Exception:
@@ -199,7 +194,7 @@ class Pipeline:
             return ""  # it names the record itself
         for records, read, order in tuple(self._recent):
             strings = [record for record in records.read_each(read) if isinstance(record, bytes)]
-            for number, string, seed in zip(*step_of(read, strings, order.seed, order.epoch), strict=False):
+            for number, string, seed in zip(*one_step.step_of(read, strings, order.seed, order.epoch), strict=False):
                 try:
                     self._make(tf.constant(number), tf.constant(string), tf.constant(seed))
                 except tf.errors.OpError:
@@ -210,7 +205,7 @@ class Pipeline:
     def _share(self, records: Records, key: np.ndarray, step: np.ndarray) -> tuple[Any, ...]:
         """What this process reads of a step: rows of the global batch, the first one's place, and its records."""
         *packed, global_batch, rank, size, replicas = key.tolist()
-        order = _unpacked(packed)
+        order = one_step.unpacked(packed)
         share = plan.process_share(order, global_batch, int(step), rank, size, replicas)
         records.will_read(order, int(step) * global_batch)
         numbers = share.records
@@ -228,7 +223,7 @@ class Pipeline:
                 whole[position] = False
         whole_ones = [record for record in read if isinstance(record, bytes)]
         self._recent.append((records, numbers[whole], order))
-        return step_of(numbers[whole], whole_ones, order.seed, order.epoch)
+        return one_step.step_of(numbers[whole], whole_ones, order.seed, order.epoch)
 
     def _one_by_one(self, make: OneByOne, steps: Dataset, records: Records, workers: int, uneven: bool) -> Dataset:
         """From the records of each step to its rows, several of them at a time."""
@@ -264,7 +259,7 @@ class Pipeline:
             made = made.ignore_errors()
         made = made.batch(tf.maximum(tf.size(numbers, tf.int64), 1))
         if uneven:
-            void = tf.data.Dataset.from_tensors(_void(made.element_spec))
+            void = tf.data.Dataset.from_tensors(one_step.void(made.element_spec))
             made = made.concatenate(void).take(1)
         if self._skips:
             note = self.python(functools.partial(self._note_missing, records), [tf.int64])
@@ -369,47 +364,6 @@ def _options(workers: int) -> Any:
     options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
-
-
-def step_of(numbers: np.ndarray, records: Sequence[bytes], seed: int, epoch: int) -> Step:
-    """Numbers, records and seeds of a step, as TensorFlow takes them."""
-    strings = np.empty(len(records), dtype=object)
-    strings[:] = records
-    # The bits count: TensorFlow's stateless operations take int32 or int64.
-    return numbers, strings, plan.record_seeds(seed, epoch, numbers).view(np.int32)
-
-
-_STEP_SHAPES: tuple[list[int | None], ...] = ([None], [None], [None, 2])
-
-
-def _step_types() -> list[Any]:
-    import tensorflow as tf
-
-    return [tf.int64, tf.string, tf.int32]
-
-
-def _shaped(step: Sequence[Any]) -> Any:
-    import tensorflow as tf
-
-    return tuple(tf.ensure_shape(tensor, shape) for tensor, shape in zip(step, _STEP_SHAPES, strict=True))
-
-
-def _void(spec: Any) -> Any:
-    """A step of no numbers, with one row that does not count."""
-    import tensorflow as tf
-
-    _, data, seeds = zeros(spec)
-    return tf.zeros([0], tf.int64), data, seeds
-
-
-def _packed(order: plan.Order) -> tuple[int, ...]:
-    window = -1 if order.window is None else order.window
-    return order.records, order.seed, order.epoch, int(order.shuffle), window, order.block
-
-
-def _unpacked(numbers: Sequence[int]) -> plan.Order:
-    records, seed, epoch, shuffle, window, block = numbers
-    return plan.Order(records, seed, epoch, bool(shuffle), None if window < 0 else window, block)
 
 
 def _check_row(spec: Any) -> None:

@@ -24,7 +24,8 @@ from distfit.data.files import expand
 from distfit.data.framing import is_compressed
 from distfit.data.index import Index
 from distfit.data.index_cache import cached_counts, load_index
-from distfit.data.pipeline import Dataset, Pipeline, Place, Step, step_of
+from distfit.data.one_step import Step, step_of
+from distfit.data.pipeline import Dataset, Pipeline, Place
 from distfit.data.reader import Reader
 from distfit.data.storage import is_remote
 from distfit.data.streaming import LANES, Streams
