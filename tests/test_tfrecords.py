@@ -88,6 +88,13 @@ def test_the_number_of_workers_changes_nothing(folder):
     assert one == many
 
 
+def test_the_cores_are_divided_among_the_processes_of_a_host(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    source = TFRecords("nowhere")
+    assert [source.workers_of(processes) for processes in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    assert TFRecords("nowhere", workers=5).workers_of(8) == 5
+
+
 def test_steps_can_be_left_out_and_the_rest_is_the_same(folder):
     order = plan.Order(RECORDS, seed=2, epoch=0)
     source = source_of(folder)
