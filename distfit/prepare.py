@@ -102,6 +102,8 @@ def feed(
 def feed_of_any(session: Session, x: Any, request: Request, endless: bool, steps_per_execution: int = 1) -> Feed:
     """As `feed`, for data of which no model says what they should be."""
     if isinstance(x, TFRecords):
+        # Another seed is another order, and another policy another number of collectives.
+        session.same("the same arguments of distfit.TFRecords", "Make them by the same lines.", **x.options())
         # One process looks at the files, whatever the number of ranks.
         x.use(session.from_chief(x.find))
     source = session.agree(lambda: source_of(x, request, session.topology))

@@ -143,6 +143,41 @@ def test_functions_and_layers_share_the_cache_up_to_the_first_random_one(folder,
     assert same(first, rows_of(TFRecords(folder, features, transform), epoch=1))
 
 
+@pytest.mark.slow
+def test_ranks_share_a_cache_of_what_is_trained_and_validated_on(folder):
+    def losses():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        options = {"standardize": "scale", "flip": "horizontal"}
+        data = TFRecords(folder, transform=distfit.Images(SIZE, **options), on_device=of_three_classes, cache="memory")
+        runs = [distfit.fit(model, data, validation_data=data, batch_size=BATCH, seed=1, verbose=0) for _ in range(2)]
+        data.close()
+        return [run.history[name][0] for run in runs for name in ("loss", "val_loss")]
+
+    (one,) = thread_ranks.run(losses, ranks=1)
+    for of_rank in thread_ranks.run(losses, ranks=3):
+        np.testing.assert_allclose(of_rank, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"bad_records": "skip"}, {"shuffle_window": 8}])
+def test_ranks_that_ask_for_other_records_are_refused(folder, other):
+    def train():
+        model = keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        chosen = {"seed": 1} | (other if distfit.init().rank else {})
+        distfit.fit(model, TFRecords(folder, transform=STEADY, **chosen), batch_size=BATCH, verbose=0)
+
+    with pytest.raises(distfit.InputError, match=rf"(?s)the same arguments of distfit.TFRecords.*{next(iter(other))}"):
+        thread_ranks.run(train, ranks=2)
+
+
+def test_an_order_of_your_own_needs_an_index(folder):
+    source = TFRecords(folder, transform=STEADY, streaming=True)
+    with pytest.raises(distfit.InputError, match="Expected records by an index for an order of your own"):
+        source.process_batches(order=plan.Order(RECORDS), global_batch=BATCH)
+
+
 def test_a_cache_of_random_crops_is_refused(folder):
     with pytest.raises(distfit.InputError, match="the same in every epoch for cache="):
         rows_of(TFRecords(folder, transform=RANDOM, cache="memory"))
@@ -262,4 +297,4 @@ def test_the_start_of_a_run_says_what_replicas_draw_on_the_device(folder, mixing
 
     thread_ranks.run(train, ranks=2)
     assert ("on_device: what is random there" in " ".join(told[0].split())) == said
-    assert "Bad records are left out, up to 1.00% of all in each process." in " ".join(told[0].split())
+    assert "Bad records are left out, up to 1.00% of all." in " ".join(told[0].split())

@@ -10,6 +10,7 @@ which an exclusive lock can be had is nobody's: the next run removes it, or empt
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -84,7 +85,8 @@ class SharedFile:
         """Takes its name away, if it is still its own; who has the file open keeps it. Not in a fork, where Python's
         end would take it from the process that goes on."""
         if os.getpid() == self._owner and _is_at(self.path, self.fd):
-            os.unlink(self.path)
+            with contextlib.suppress(FileNotFoundError):  # every rank of the host removes it
+                os.unlink(self.path)
 
     def __del__(self) -> None:
         if self.fd >= 0:

@@ -43,8 +43,16 @@ Dataset: TypeAlias = Any
 _GRAPH_NAMES = re.compile(r"\{\{[^}]*\}\}\s*")
 
 
-class Records(Protocol):
-    """Where records come from."""
+class Places(Protocol):
+    """Knows where records lie."""
+
+    def place_of(self, number: int) -> tuple[str, int, int | None]:
+        """File, number in the file and offset of a record, for messages."""
+        ...
+
+
+class Records(Places, Protocol):
+    """Where records come from, any of them at any time."""
 
     def read_each(self, numbers: np.ndarray) -> Sequence[bytes | BadRecord]:
         """The records of these numbers; in place of one that cannot be read, what is wrong with it."""
@@ -52,10 +60,6 @@ class Records(Protocol):
 
     def will_read(self, order: plan.Order, position: int) -> None:
         """The records from this position of an order on come next."""
-        ...
-
-    def place_of(self, number: int) -> tuple[str, int, int | None]:
-        """File, number in the file and offset of a record, for messages."""
         ...
 
 
@@ -72,7 +76,7 @@ class AtOnce(Protocol):
         ...
 
     def made(
-        self, pipeline: Pipeline, records: Records, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
+        self, pipeline: Pipeline, places: Places, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Which records are good, bool [n], and the seeds and arrays of all; of no records, one row that is not."""
         ...
@@ -140,7 +144,7 @@ class Pipeline:
         read_steps = numbers.map(_as_it_is(step), num_parallel_calls=_AT_A_TIME, deterministic=True)
         return self._one_by_one(self._make, read_steps, records, workers, uneven=self._skips)
 
-    def streamed(self, records: Records, batches: Callable[[], Iterator[Step]], workers: int) -> Dataset:
+    def streamed(self, places: Places, batches: Callable[[], Iterator[Step]], workers: int) -> Dataset:
         """As `indexed`, of what comes as it is: numbers, records and seeds of each step, or of none."""
         import tensorflow as tf
 
@@ -150,10 +154,10 @@ class Pipeline:
 
         steps = tf.data.Dataset.from_generator(heard, output_signature=one_step.specs())
         if not callable(self._make):
-            return self._at_once(self._make, steps, lambda *own: (0, 0, *own), records, workers, uneven=True)
+            return self._at_once(self._make, steps, lambda *own: (0, 0, *own), places, workers, uneven=True)
         none = tf.constant(0, tf.int64)
         steps = steps.map(_as_it_is(lambda *own: (none, none, own)))
-        return self._one_by_one(self._make, steps, records, workers, uneven=True)
+        return self._one_by_one(self._make, steps, places, workers, uneven=True)
 
     @functools.cached_property
     def element_spec(self) -> Any:
@@ -225,7 +229,7 @@ class Pipeline:
         self._recent.append((records, numbers[whole], order))
         return one_step.step_of(numbers[whole], whole_ones, order.seed, order.epoch)
 
-    def _one_by_one(self, make: OneByOne, steps: Dataset, records: Records, workers: int, uneven: bool) -> Dataset:
+    def _one_by_one(self, make: OneByOne, steps: Dataset, places: Places, workers: int, uneven: bool) -> Dataset:
         """From the records of each step to its rows, several of them at a time."""
         import tensorflow as tf
 
@@ -236,14 +240,14 @@ class Pipeline:
                     return tf.size(numbers, tf.int64), tf.constant(0, tf.int64), data
                 return rows, origin, data
 
-            return self._rows(make, step, records, workers, uneven).map(_as_it_is(bounded))
+            return self._rows(make, step, places, workers, uneven).map(_as_it_is(bounded))
 
         made = steps.interleave(
             _as_it_is(one), cycle_length=_AT_A_TIME, num_parallel_calls=_AT_A_TIME, deterministic=True
         )
         return made.prefetch(_WAITING).with_options(_options(workers))
 
-    def _rows(self, make: OneByOne, step: Step, records: Records, workers: int, uneven: bool) -> Dataset:
+    def _rows(self, make: OneByOne, step: Step, places: Places, workers: int, uneven: bool) -> Dataset:
         """The rows of one step, as one element (numbers, data, seeds)."""
         import tensorflow as tf
 
@@ -262,12 +266,12 @@ class Pipeline:
             void = tf.data.Dataset.from_tensors(one_step.void(made.element_spec))
             made = made.concatenate(void).take(1)
         if self._skips:
-            note = self.python(functools.partial(self._note_missing, records), [tf.int64])
+            note = self.python(functools.partial(self._note_missing, places), [tf.int64])
             made = made.map(_as_it_is(lambda kept, *rest: (tf.ensure_shape(note(numbers, kept)[0], [None]), *rest)))
         return made
 
     def _at_once(
-        self, make: AtOnce, steps: Dataset, read: Callable[..., tuple], records: Records, workers: int, uneven: bool
+        self, make: AtOnce, steps: Dataset, read: Callable[..., tuple], places: Places, workers: int, uneven: bool
     ) -> Dataset:
         """From steps to their rows, reading included, in one call of Python code a step.
 
@@ -282,7 +286,7 @@ class Pipeline:
         def made(*arguments: np.ndarray) -> tuple[Any, ...]:
             rows, origin, *step = read(*arguments)
             # So many steps are made side by side.
-            good, arrays = make.made(self, records, -(-workers // _AT_A_TIME), *step)
+            good, arrays = make.made(self, places, -(-workers // _AT_A_TIME), *step)
             if uneven:
                 rows, origin = np.count_nonzero(good), 0
             if not good.all():
@@ -305,10 +309,10 @@ class Pipeline:
     def _with_seeds(self, data: Any, seeds: Any) -> Any:
         return (data, seeds) if self._seeded else data
 
-    def _note_missing(self, records: Records, numbers: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray]:
+    def _note_missing(self, places: Places, numbers: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray]:
         for number in np.setdiff1d(numbers, kept).tolist():
             reason = "what has not the declared features or does not pass the transform"
-            self.tally.note(BadRecord(*records.place_of(number), reason))
+            self.tally.note(BadRecord(*places.place_of(number), reason))
         return (kept,)
 
     def python(self, function: Callable[..., tuple], types: Sequence[Any]) -> Callable[..., list[Any]]:
@@ -333,12 +337,6 @@ class Pipeline:
 
 class _Nowhere:
     """Of a pipeline that is only asked for its shapes."""
-
-    def read_each(self, numbers: np.ndarray) -> Sequence[bytes | BadRecord]:
-        raise AssertionError("nothing is read for shapes")
-
-    def will_read(self, order: plan.Order, position: int) -> None:
-        raise AssertionError("nothing is read for shapes")
 
     def place_of(self, number: int) -> tuple[str, int, int | None]:
         raise AssertionError("nothing is read for shapes")

@@ -29,7 +29,6 @@ from distfit.data.pipeline import Dataset, Pipeline, Place
 from distfit.data.reader import Reader
 from distfit.data.storage import is_remote
 from distfit.data.streaming import LANES, Streams
-from distfit.errors import InputError
 
 # Of a shuffle window: so many blocks, each read in one go, are mixed.
 _BLOCKS_IN_WINDOW = 16
@@ -187,17 +186,6 @@ class Streamed:
     def steps(self, global_batch: int) -> int | None:
         """Of an epoch; None while unknown."""
         return self._streams.num_steps(global_batch)
-
-    def read_each(self, numbers: np.ndarray) -> list[bytes | BadRecord]:
-        """Streams are not asked for records.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError("Expected records by number from an index, received streams. Pass streaming=False.")
-
-    def will_read(self, order: plan.Order, position: int) -> None:
-        """Streams read ahead by themselves."""
 
     def place_of(self, number: int) -> tuple[str, int, int | None]:
         """As of `Indexed`."""

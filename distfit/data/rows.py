@@ -9,6 +9,7 @@ A ready image recipe decodes the images of a step together; functions and layers
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -20,12 +21,12 @@ from distfit.data.cache_file import Where
 from distfit.data.image_examples import fixed, parsed_images
 from distfit.data.images import Images
 from distfit.data.images.rows import augment_rows, decode_rows
-from distfit.data.pipeline import Pipeline, Records
+from distfit.data.pipeline import Pipeline, Places
 from distfit.data.transforms import RowFunction, row_function
 from distfit.errors import InputError
 
 
-class _Rows:
+class _Rows(ABC):
     """What makes rows, and what was made before, if it is kept.
 
     Attributes:
@@ -37,13 +38,13 @@ class _Rows:
         self.cache: RowCache | None = None
         self.pipeline: Pipeline | None = None
 
+    @abstractmethod
     def fields(self) -> list[Field]:
         """What can be kept of a row.
 
         Raises:
             InputError: nothing.
         """
-        raise NotImplementedError
 
     def keep(self, where: Where, records: int, name: str) -> None:
         """Rows that are made from now on are kept.
@@ -120,7 +121,7 @@ class OfImages(_Rows):
         return [pixels] if target is None else [pixels, tf.TensorSpec([None, *target.shape], target.dtype)]
 
     def made(
-        self, pipeline: Pipeline, records: Records, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
+        self, pipeline: Pipeline, places: Places, workers: int, numbers: np.ndarray, strings: Any, seeds: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The pixels and targets of a step's records; see `pipeline.AtOnce`."""
         if not len(numbers):
@@ -131,7 +132,7 @@ class OfImages(_Rows):
         pixels, bad = self._pixels(numbers, encoded, seeds.view(np.uint32), workers)
         good = np.ones(len(numbers), bool)
         for row, reason in sorted((bad | wrong).items()):
-            pipeline.tally.note(BadRecord(*records.place_of(int(numbers[row])), reason))
+            pipeline.tally.note(BadRecord(*places.place_of(int(numbers[row])), reason))
             good[row] = False
         return good, [seeds, pixels] if targets is None else [seeds, pixels, targets]
 

@@ -32,7 +32,7 @@ from distfit.data.cache import check_place
 from distfit.data.images import Images
 from distfit.data.on_device import of as on_device_of
 from distfit.data.pipeline import Dataset, Pipeline
-from distfit.data.reading import Asked, Found, Way, find, way_of
+from distfit.data.reading import Asked, Found, Indexed, Way, find, way_of
 from distfit.data.rows import OfFunctions, OfImages, rows_of
 from distfit.data.transforms import check_transform
 from distfit.errors import InputError
@@ -59,7 +59,7 @@ class TFRecords:
             the cores among the processes of a host.
         bad_records: "raise" ends the run at the first record that is damaged or cannot be transformed; "skip"
             leaves it out of its batch, counts it, and ends the run when there are too many.
-        most_bad: share of all records that one process may leave out in a pass.
+        most_bad: share of all records that may be left out in a pass.
         cache: "memory" or "disk" keeps what the part of the transform before anything random made of a record, for
             all processes of the host. None keeps nothing.
         streaming: True reads files as streams, False by an index. None streams compressed files and those of remote
@@ -111,6 +111,11 @@ class TFRecords:
         self._way: Way | None = None
         self._rows: dict[bool, OfFunctions | OfImages] = {}
 
+    def options(self) -> dict[str, Any]:
+        """What has to be the same on every rank, beside the files and the transform."""
+        names = ("batch_size", "seed", "bad_records", "most_bad", "cache", "streaming", "shuffle_window")
+        return {name: getattr(self, name) for name in names} | {"on_device": self.on_device is not None}
+
     def find(self) -> Found:
         """What the files are, and where their records lie; looks at them on the first call.
 
@@ -123,7 +128,12 @@ class TFRecords:
         return self._found
 
     def use(self, found: Found) -> None:
-        """Takes what another process found, instead of looking at the files here too."""
+        """Takes what another process found, instead of looking at the files here too.
+
+        What it has taken already, for a training and its validation on the same records say, it keeps open.
+        """
+        if self._found is not None and self._found.name == found.name:
+            return
         self.close()
         self._found = found
 
@@ -188,8 +198,15 @@ class TFRecords:
             global_batch: rows of a full step over all replicas.
             rank, size, replicas_per_process: who reads.
             first_step: steps of the epoch to leave out; nothing of them is read.
+
+        Raises:
+            InputError: no such step, or the records are streams.
         """
         place, way = (rank, size, replicas_per_process), self._open_way()
+        if not isinstance(way, Indexed):
+            raise InputError(
+                "Expected records by an index for an order of your own, received streams. Decompress them."
+            )
         return self._pipeline(True).indexed(way, order, global_batch, place, self.workers_of(1), first_step)
 
     def notes(self) -> list[str]:
@@ -199,7 +216,7 @@ class TFRecords:
             counted = "" if self.records is not None else "; `distfit data index` counts them, so that steps are known"
             notes.append(f"Records come as streams, shuffled by files and within windows{counted}.")
         if self.bad_records == "skip":
-            notes.append(f"Bad records are left out, up to {self.most_bad:.2%} of all in each process.")
+            notes.append(f"Bad records are left out, up to {self.most_bad:.2%} of all.")
         return notes
 
     @property
