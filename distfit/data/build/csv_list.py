@@ -10,11 +10,11 @@ import csv
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
-from distfit.data.build.lines import Row, class_names, gather, line_of
+from distfit.data.build.lines import Gathered, Row, class_names, gather, line_of
 from distfit.data.build.listing import Listing, Wrong, without_record
 from distfit.errors import InputError
 
@@ -113,16 +113,23 @@ def csv_listing(
         raise InputError(f"Expected a CSV file in UTF-8 in {file!r}, received: {reason}. Correct it.") from error
     return Listed(
         name=f"images of {os.path.basename(file)!r}",
-        classes=gathered.classes,
-        names=gathered.names,
-        labels=gathered.labels,
-        given_split=gathered.given_split,
-        wrong=gathered.wrong,
-        file=file,
-        root=os.path.dirname(file) if image_root is None else os.fspath(image_root),
-        closed=known is not None,
-        lines=gathered.numbers[:, 0],
+        **listed_fields(gathered, file, image_root, closed=known is not None),
     )
+
+
+def listed_fields(gathered: Gathered, file: str, image_root: str | os.PathLike | None, closed: bool) -> dict[str, Any]:
+    """The fields of a `Listed` that every list of lines has, by name."""
+    return {
+        "classes": gathered.classes,
+        "names": gathered.names,
+        "labels": gathered.labels,
+        "given_split": gathered.given_split,
+        "wrong": gathered.wrong,
+        "file": file,
+        "root": os.path.dirname(file) if image_root is None else os.fspath(image_root),
+        "closed": closed,
+        "lines": gathered.numbers[:, 0],
+    }
 
 
 def _rows(file: str, text: TextIO, columns: Columns, delimiter: str | None) -> Iterator[Row | Wrong]:

@@ -9,6 +9,7 @@ A row takes its name and some 20 bytes; what a source knows beside that it reads
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -29,7 +30,7 @@ class Wrong:
 
 
 @dataclass(frozen=True, eq=False)
-class Listing:
+class Listing(ABC):
     """The records of a source; each kind of source fills in how a row is read.
 
     Args:
@@ -71,9 +72,9 @@ class Listing:
         """Name and type of each feature of a record."""
         return {IMAGE: "bytes", "filename": "bytes", "label": "int64"}
 
+    @abstractmethod
     def paths(self, number: int) -> list[str]:
         """The files of a record, one for each of `file_features`."""
-        raise NotImplementedError
 
     def where(self, number: int, path: str) -> str:
         """How a message names one of a record's files."""
@@ -88,12 +89,12 @@ class Listing:
         """Sentences that whoever builds should read."""
         return []
 
+    @abstractmethod
     def check_classes(self) -> None:
         """
         Raises:
             InputError: a class has no record, and labels would shift when it went.
         """
-        raise NotImplementedError
 
     def only(self, keeps: np.ndarray, wrong: Iterable[Wrong] = ()) -> Self:
         """The records for which `keeps`, bool, is true; what is wrong is added to what was."""

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
-from distfit.data.build.csv_list import Listed
+from distfit.data.build.csv_list import Listed, listed_fields
 from distfit.data.build.lines import Row, class_names, gather
 from distfit.data.build.listing import Wrong
 from distfit.data.build.values import NotAValue, Type, stored, type_of
@@ -101,15 +101,7 @@ def manifest_listing(
         raise InputError(f"Expected a manifest in {file!r}, received: {error.strerror}. Correct the path.") from error
     return Manifest(
         name=f"records of {os.path.basename(file)!r}",
-        classes=gathered.classes,
-        names=gathered.names,
-        labels=gathered.labels,
-        given_split=gathered.given_split,
-        wrong=gathered.wrong,
-        file=file,
-        root=os.path.dirname(file) if image_root is None else os.fspath(image_root),
-        closed=known is not None,
-        lines=gathered.numbers[:, 0],
+        **listed_fields(gathered, file, image_root, closed=known is not None),
         files=form.files,
         types=form.types,
         places=gathered.numbers[:, 1:],

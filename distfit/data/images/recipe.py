@@ -87,8 +87,8 @@ class Images:
         channels: 3 or 1, which is gray.
         max_pixels: images that claim more in their header are refused before they are decoded. Pillow's limit by
             default; two threads of one process may hold 3 bytes for each.
-        fast: libjpeg-turbo's quicker transform, and colours repeated instead of interpolated. It saves 10 to 15 % of
-            decoding and changes photographs by about one level of 255 on average, more along coloured edges.
+        fast: libjpeg-turbo's quicker transform, and colours repeated instead of interpolated. It saves some of the
+            decoding and changes pixels by a few levels of 255, more along coloured edges.
         scaled: an image at least twice as large as its target is decoded at a half, a quarter or an eighth of its
             sides, which is also the better picture, as bilinear resizing alone would skip pixels.
 
