@@ -2,11 +2,14 @@
 
 Every message is one paragraph: what was expected, what was received, what to do. `InputError` is raised
 before training starts and ends every rank with the same exit code; `RunError` is raised when a run that
-had started cannot go on.
+had started cannot go on. `Ended` is no error: all ranks leave because somebody asked them to.
 """
 
 INPUT_EXIT_CODE = 2
 RUN_EXIT_CODE = 1
+# EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Batch scripts put the job back into the queue.
+PREEMPTED_EXIT_CODE = 75
+INTERRUPTED_EXIT_CODE = 130  # what a shell reports after Ctrl-C
 
 
 class DistfitError(Exception):
@@ -30,6 +33,32 @@ class InputError(DistfitError, ValueError):
 
 class RunError(DistfitError, RuntimeError):
     """A run that had started cannot go on."""
+
+
+class Ended(SystemExit):
+    """All ranks end at the same step, because somebody asked for it; Python leaves without a word.
+
+    Attributes:
+        code: what the process exits with.
+        agreed: True, as of errors that all ranks raise: nobody is missed.
+    """
+
+    code: int
+    agreed = True
+
+
+class Preempted(Ended):
+    """The machine is needed for something else (SIGTERM, SIGUSR1); the same command goes on later."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED_EXIT_CODE)
+
+
+class Interrupted(Ended):
+    """A person has pressed Ctrl-C."""
+
+    def __init__(self) -> None:
+        super().__init__(INTERRUPTED_EXIT_CODE)
 
 
 def on_every_rank(error: DistfitError) -> DistfitError:

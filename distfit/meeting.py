@@ -40,8 +40,8 @@ def versions() -> Mapping[str, str]:
     """
     found = {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for package in PACKAGES:
-        found[package] = _installed(package)
-    return {**found, "distfit": f"{_installed('distfit')} ({_digest(Path(__file__).parent)})"}
+        found[package] = installed(package)
+    return {**found, "distfit": f"{installed('distfit')} ({_digest(Path(__file__).parent)})"}
 
 
 def problem(everybody: Sequence[Introduction]) -> str | None:
@@ -69,7 +69,8 @@ def advice(everybody: Sequence[Introduction], environment: Mapping[str, str], de
     return [warning for warning in found if warning]
 
 
-def _installed(package: str) -> str:
+def installed(package: str) -> str:
+    """Its version, or that there is none: distfit itself may be a source folder."""
     # Metadata are looked for in one go: a source folder may be on the path twice.
     return next((found.version for found in importlib.metadata.distributions(name=package)), "no package")
 

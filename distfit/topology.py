@@ -73,7 +73,7 @@ class Topology:
     @property
     def is_chief(self) -> bool:
         """Whether this process publishes and speaks."""
-        return self.rank == 0
+        return is_chief(self.rank)
 
     @property
     def first_replica(self) -> int:
@@ -83,6 +83,11 @@ class Topology:
     def with_replicas(self, replicas_per_process: int) -> "Topology":
         """The same place with another number of replicas in each process."""
         return replace(self, replicas_per_process=replicas_per_process)
+
+
+def is_chief(rank: int) -> bool:
+    """Whether the process of this rank publishes and speaks: the one place that decides it."""
+    return rank == 0
 
 
 def from_environment(environment: Mapping[str, str]) -> Topology:

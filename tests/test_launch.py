@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -150,8 +152,8 @@ def test_this_machine_is_looked_at(monkeypatch):
 def test_open_mpi_on_one_machine():
     argv = before_program(argv_of(Job(2, PROGRAM), machine()))
     assert argv == (
-        "/env/bin/mpirun -np 2 -H localhost:2 --map-by slot --bind-to none -x NCCL_DEBUG -x OMP_NUM_THREADS -x PATH "
-        "-x PYTHONPATH -x TF_NUM_INTEROP_THREADS -x TF_NUM_INTRAOP_THREADS"
+        "/env/bin/mpirun -np 2 -H localhost:2 --map-by slot --bind-to none -x DISTFIT_CTRL_C -x NCCL_DEBUG "
+        "-x OMP_NUM_THREADS -x PATH -x PYTHONPATH -x TF_NUM_INTEROP_THREADS -x TF_NUM_INTRAOP_THREADS"
     )
 
 
@@ -354,6 +356,27 @@ def test_a_containers_limit_counts(written, cores, tmp_path, monkeypatch):
     assert facts._usable_cores() == cores
 
 
+# --- a terminal, and files of ranks
+
+
+def test_ranks_are_told_of_a_terminal_where_bytes_are_passed_on_as_they_come():
+    wide = Job(2, PROGRAM, columns=132)
+    for family in (Family.open_mpi_4, Family.open_mpi_5, Family.mpich, Family.intel):
+        command = command_for(wide, machine(family))
+        assert command.environment["DISTFIT_TERMINAL"] == "132"
+        assert "DISTFIT_TERMINAL" in " ".join(command.argv)
+        assert "DISTFIT_TERMINAL" not in command_for(Job(2, PROGRAM), machine(family)).environment
+    # horovodrun and srun pass on whole lines.
+    for here, options in ((machine(), {"gloo": True}), (machine(allocation=GIVEN), {})):
+        assert "DISTFIT_TERMINAL" not in command_for(wide, here, **options).environment
+
+
+def test_what_an_outer_launcher_said_of_its_terminal_is_not_passed_on():
+    here = facts.gather({**os.environ, "DISTFIT_TERMINAL": "80"})
+    assert "DISTFIT_TERMINAL" not in here.environment
+    assert "DISTFIT_TERMINAL" in here.inherited
+
+
 # --- the environment
 
 EVERY_LAUNCHER = [
@@ -489,22 +512,85 @@ def test_without_np_the_slots_or_the_allocation_say_how_many():
 def test_a_launcher_that_does_not_start_is_told():
     before = signal.getsignal(signal.SIGPIPE)
     with pytest.raises(RunError, match="/not/there"):
-        start.start(Command(("/not/there",), {}))
+        start.run(Command(("/not/there",), {}))
     assert signal.getsignal(signal.SIGPIPE) == before
 
 
-def test_the_launcher_takes_the_place_of_distfit(tmp_path):
-    """Same process, environment replaced, no signal ignored because Python does, exit code its own."""
+def test_the_launcher_gets_its_environment_and_no_signal_ignored_because_python_does():
     code = (
-        "import os; from distfit.launchers.start import start; from distfit.launchers.command import Command;"
-        "print(os.getpid());"
-        "start(Command(('/bin/sh', '-c', 'echo $$ $A $HOME; grep SigIgn /proc/$$/status; exit 7'), {'A': 'a'}))"
+        "import sys; from distfit.launchers.start import run; from distfit.launchers.command import Command;"
+        "sys.exit(run(Command(('/bin/sh', '-c', 'echo $A $HOME; grep Sig /proc/self/status; exit 7'), {'A': 'a'})))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=of_a_job(), capture_output=True, text=True, timeout=60)
-    before, after, ignored = done.stdout.splitlines()
-    assert (after, done.returncode) == (f"{before} a", 7)
+    given, *lines = done.stdout.splitlines()
+    assert (given, done.returncode) == ("a", 7)
+    masks = dict(line.split() for line in lines if line.startswith(("SigIgn", "SigBlk")))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        assert not int(ignored.split()[1], 16) >> (number - 1) & 1
+        assert not int(masks["SigIgn:"], 16) >> (number - 1) & 1
+    assert int(masks["SigBlk:"], 16) == 0
+
+
+# A launcher that notes what it hears, and ends by what ends it or, with the ranks' code, by what it passes on.
+LISTENS = r"""
+import os, signal, sys, time
+def heard(number, frame):
+    os.write(1, (signal.Signals(number).name + "\n").encode())
+    if number not in (signal.SIGUSR1, signal.SIGUSR2):
+        sys.exit(1)
+    if "stubborn" not in sys.argv:
+        sys.exit(75)
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, heard)
+print("ready", os.getppid(), os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def listening(deaf, *more, ctrl_c=start.CTRL_C):
+    """distfit's process, around a launcher; and the process id of that."""
+    code = (
+        "import sys; from distfit.launchers.start import run; from distfit.launchers.command import Command;"
+        f"sys.exit(run(Command((sys.executable, '-c', {LISTENS!r}, *{more!r}), {{}}, {deaf}, {int(ctrl_c)})))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=of_a_job(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        word, parent, child = process.stdout.readline().split()
+        assert (word, int(parent)) == ("ready", process.pid)
+        yield process, int(child)
+    finally:
+        for pid in (process.pid, int(child)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("told", "heard", "code"),
+    [(signal.SIGTERM, "SIGUSR1", 75), (signal.SIGUSR1, "SIGUSR1", 75), (signal.SIGINT, "SIGUSR2", 130)],
+)
+@pytest.mark.parametrize("deaf", [True, False])
+def test_a_signal_is_passed_on_as_one_that_launchers_hand_to_their_ranks(deaf, told, heard, code):
+    """To the whole group, as a terminal and `timeout` do it: the launcher hears it from distfit alone."""
+    with listening(deaf) as (process, _):
+        os.killpg(process.pid, told) if told is not signal.SIGUSR1 else process.send_signal(told)
+        assert (process.communicate(timeout=30)[0].split(), process.returncode) == ([heard], code)
+
+
+@pytest.mark.parametrize(("deaf", "ended"), [(True, "SIGHUP"), (False, "SIGTERM")])
+def test_a_second_signal_ends_the_launcher_and_so_does_the_end_of_distfit(deaf, ended):
+    with listening(deaf, "stubborn") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "SIGUSR1\n"
+        time.sleep(start.SAME_WISH_S + 0.1)
+        process.send_signal(signal.SIGTERM)
+        assert (process.communicate(timeout=30)[0], process.returncode) == (f"{ended}\n", 1)
+    with listening(deaf) as (process, _):
+        process.kill()
+        assert process.communicate(timeout=30)[0] == f"{ended}\n"
 
 
 def type_launch(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

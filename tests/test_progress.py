@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 
 from distfit.errors import InputError
 from distfit.monitor.progress import Board, Pace, format_logs, make_progress
+from distfit.monitor.terminal import columns_of, live_here
 
 
 class Clock:
@@ -29,15 +31,13 @@ class Device:
     fetched = 0
 
     def __array__(self, dtype=None, copy=None):
-        import numpy as np
-
         type(self).fetched += 1
         return np.array(0.5, dtype)
 
 
-def board(stream, clock, *, steps=4, epochs=2, verbose=1, records=40, validation_steps=None):
+def board(stream, clock, *, steps=4, epochs=2, verbose=1, records=40, validation_steps=None, live=True):
     pace = Pace(global_batch=10, records=records, steps=steps, clock=clock)
-    shown = Board(pace, epochs, verbose, validation_steps, stream)
+    shown = Board(pace, epochs, verbose, validation_steps, stream, live)
     shown.begin_training()
     return shown
 
@@ -76,6 +76,34 @@ def test_pace_without_a_batch_size_has_no_speed_but_a_time_left():
     clock.now += 5.0
     pace.step(1)
     assert (pace.records_per_second, pace.epoch_left) == (None, 10.0)
+
+
+def test_a_step_is_done_when_the_device_has_done_it():
+    clock = Clock()
+    pace = Pace(global_batch=10, records=None, steps=3, clock=clock)
+    pace.waited()
+    assert (pace.steps_per_second, pace.records_per_second) == (None, None)
+    for done in (1, 2, 3):
+        clock.now += 1.0
+        pace.step(done)
+    assert pace.steps_per_second == 1.0
+    clock.now += 2.0
+    pace.waited()
+    assert (pace.steps_per_second, pace.records_per_second) == (0.5, 5.0)
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_the_epochs_speed_counts_until_its_metrics_are_read_and_no_further(validates):
+    stream, clock = io.StringIO(), Clock()
+    shown = board(stream, clock, validation_steps=1)
+    train(shown, clock)
+    clock.now += 3.0  # the device is behind, and who reads the metrics waits for it
+    if validates:
+        shown.begin_pass("evaluating")
+        clock.now += 50.0
+        shown.end_pass({})
+    shown.end_epoch({})
+    assert stream.getvalue().splitlines()[-1].split(" - ")[3] == "5.0 records/s"
 
 
 def test_pace_of_a_run_counts_on_the_finished_epochs():
@@ -195,6 +223,79 @@ def test_a_narrow_terminal_shows_all_of_the_line(monkeypatch):
     shown = stream.getvalue().split("\x1b[2K")[-1]
     assert "step 4/4" in shown
     assert "auc: 0.1250" in shown
+
+
+@pytest.mark.parametrize(
+    ("live", "terminal", "redrawn"),
+    [(True, True, True), (True, False, False), (False, True, False), (120, False, True), (120, True, True)],
+)
+def test_a_line_is_redrawn_on_a_terminal_and_where_a_launcher_says_so(live, terminal, redrawn, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream, clock = Screen() if terminal else io.StringIO(), Clock()
+    shown = board(stream, clock, live=live)
+    train(shown, clock, logs={"loss": 0.25, "accuracy": 0.5, "auc": 0.125})
+    shown.end_epoch({})
+    shown.end_training()
+    assert ("\x1b[2K" in stream.getvalue()) is redrawn
+    if live == 120:  # wide enough for one line, which is drawn again without a new one
+        assert stream.getvalue().count("\n") <= 2
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_a_file_gets_no_control_characters_whatever_the_launcher_says(verbose, tmp_path):
+    clock = Clock()
+    with open(tmp_path / "log", "w") as file:
+        shown = board(file, clock, verbose=verbose, live=120)
+        train(shown, clock, seconds=6.0)
+        shown.end_epoch({"loss": 0.5})
+        shown.end_training()
+    written = (tmp_path / "log").read_bytes()
+    assert not {27, 13, 8} & set(written)
+    assert written.count(b"\n") == {0: 0, 1: 3, 2: 1}[verbose]
+
+
+def test_ranks_are_told_of_a_terminal_by_their_launcher():
+    assert (live_here(1, {}), live_here(3, {}), live_here(3, {"DISTFIT_TERMINAL": "99"})) == (True, False, 99)
+    for wrong in ("", "0", "wide"):
+        with pytest.raises(InputError, match="DISTFIT_TERMINAL"):
+            live_here(3, {"DISTFIT_TERMINAL": wrong})
+
+
+def test_columns_are_those_of_a_terminal_that_can_redraw(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+    assert columns_of(Screen(), {"TERM": "xterm"}) == columns_of(Screen(), {}) == 132
+    assert columns_of(Screen(), {"TERM": "dumb"}) is None
+    assert columns_of(io.StringIO(), {"TERM": "xterm"}) is None
+
+
+def test_verbose_shows_as_much_as_keras_does(capsys):
+    """Nothing at 0; at 2 a line for an epoch (above which Keras has a heading), an evaluation, a prediction."""
+    keras = pytest.importorskip("keras")
+    import distfit
+
+    x, y = np.ones((8, 2), np.float32), np.ones((8, 1), np.float32)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+
+    def lines(call, *given, **more):
+        capsys.readouterr()
+        call(*given, **more)
+        return len(capsys.readouterr().out.replace("\r", "\n").split("\n")) - 1
+
+    shown = {}
+    for verbose in (0, 1, 2):
+        ours = (distfit.fit, distfit.evaluate, distfit.predict)
+        more = [{"epochs": 2, "validation_data": (x, y)}, {}, {}]
+        given = [(x, y), (x, y), (x,)]
+        shown[verbose] = [
+            (lines(mine, model, *data, verbose=verbose, **options), lines(kerass, *data, verbose=verbose, **options))
+            for mine, kerass, data, options in zip(
+                ours, (model.fit, model.evaluate, model.predict), given, more, strict=True
+            )
+        ]
+    assert shown[0] == [(0, 0)] * 3
+    assert shown[2] == [(2, 4), (1, 1), (1, 1)]
+    assert all(mine >= 1 and kerass >= 1 for mine, kerass in shown[1])
 
 
 def test_loss_comes_first_and_arrays_are_averaged():

@@ -33,8 +33,7 @@ def doctor(
     from distfit.doctor.examine import examine
     from distfit.install.process import ended_through_finally
 
-    rank, _, _ = place()
-    if rank != 0:
+    if not place().is_chief:
         return  # in a job one rank examines and prints
     with ended_through_finally():
         report = examine(run_dir, ranks, limit_s)

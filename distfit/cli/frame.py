@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from distfit.errors import DistfitError, InputError
+from distfit.errors import INTERRUPTED_EXIT_CODE, DistfitError, InputError
+from distfit.topology import Topology, from_environment
 
-INTERRUPTED_EXIT_CODE = 130
 # mpirun ends the others as soon as one rank has left, so the chief's words have to come first. A rank that
 # is still there after this and met its error alone has something to tell.
 CHIEF_FIRST_S = 3.0
@@ -73,22 +73,19 @@ def _options(
 
 def _tell(error: DistfitError) -> None:
     """One paragraph, from one rank; most errors are everybody's."""
-    rank, size, host = place()
-    if rank == 0:
+    here = place()
+    if here.is_chief:
         print(f"distfit: error: {error}", file=sys.stderr, flush=True)
         return
     time.sleep(CHIEF_FIRST_S)
     if not error.agreed:
-        print(f"distfit: error: on rank {rank} of {size} ({host}): {error}", file=sys.stderr, flush=True)
+        print(f"distfit: error: on rank {here.rank} of {here.size} ({here.host}): {error}", file=sys.stderr, flush=True)
 
 
-def place() -> tuple[int, int, str]:
-    """This process's rank, the job's size and the host, as the launcher's variables say."""
-    from distfit.topology import Topology, from_environment
-
+def place() -> Topology:
+    """This process's place in the job, as the launcher's variables say."""
     try:
-        here = from_environment(os.environ)
+        return from_environment(os.environ)
     except InputError:
         # The launcher's variables are what is wrong, and what the error is about: every rank speaks.
-        here = Topology()
-    return here.rank, here.size, here.host
+        return Topology()

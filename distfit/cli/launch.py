@@ -1,5 +1,8 @@
 """`distfit launch`: ranks on this machine, on several, or in a Slurm allocation."""
 
+import os
+import sys
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -28,6 +31,10 @@ Env = Annotated[
 Root = Annotated[
     bool, typer.Option("--allow-run-as-root", help="Let root start ranks with Open MPI, say in a container.")
 ]
+RankLogs = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Copy all that each rank prints to DIR/rank-0000.log, rank-0001.log, ..."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command instead of starting it.")]
 
 
@@ -40,6 +47,7 @@ def launch(
     interface: Interface = None,
     env: Env = None,
     allow_run_as_root: Root = False,
+    rank_logs: RankLogs = None,
     dry_run: DryRun = False,
 ) -> None:
     """Start the ranks of a job with mpirun, srun or horovodrun.
@@ -48,27 +56,34 @@ def launch(
     Example:
       distfit launch -np 2 -- python train.py
       distfit launch --hosts h1:4,h2:4 --interface eth0 -- distfit train configs/digits.yaml
+      distfit launch -np 2 --rank-logs runs/logs -- python train.py
       distfit launch -np 2 --dry-run -- python train.py
     """
-    from distfit.launchers.choice import command_for, ranks_by_default, refuse_missing_program
+    from distfit.launchers import choice, rank_log
     from distfit.launchers.command import shown
     from distfit.launchers.facts import gather
     from distfit.launchers.job import Job, parse_hosts
-    from distfit.launchers.start import start
+    from distfit.launchers.start import run
+    from distfit.monitor.terminal import columns_of
 
     facts = gather()
     machines = () if hosts is None else parse_hosts(hosts)
     job = Job(
-        ranks=ranks_by_default(facts, sum(host.slots for host in machines)) if ranks is None else ranks,
+        ranks=choice.ranks_by_default(facts, sum(host.slots for host in machines)) if ranks is None else ranks,
         program=tuple(program or ()),
         hosts=machines,
         interface=interface,
         passed=tuple(env or ()),
         allow_root=allow_run_as_root,
+        # A file cannot be redrawn.
+        columns=None if rank_logs is not None else columns_of(sys.stdout, os.environ),
     )
-    command = command_for(job, facts, launcher, gloo=gloo)
+    logged = job if rank_logs is None else replace(job, program=rank_log.wrapped(job.program, rank_logs, facts.python))
+    command = choice.command_for(logged, facts, launcher, gloo=gloo)
     if dry_run:
         print(shown(command, facts.inherited))
     else:
-        refuse_missing_program(job, facts)
-        start(command)
+        choice.refuse_missing_program(job, facts)
+        if rank_logs is not None:
+            rank_log.made(rank_logs)
+        raise typer.Exit(run(command))

@@ -5,12 +5,14 @@ shown(command, facts.inherited)        # the same for a person, to be pasted int
 """
 
 import shlex
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distfit.launchers.environment import for_launcher
 from distfit.launchers.facts import Facts
 from distfit.launchers.job import Job
+from distfit.monitor.terminal import TERMINAL
 
 # One operation may wait, for data say, without holding up the others.
 _LEAST_BETWEEN_OPERATIONS = 2
@@ -23,11 +25,16 @@ class Command:
     Args:
         argv: program and arguments; the program's path is absolute.
         environment: all of its environment.
+        deaf: it is started with SIGINT and SIGTERM blocked, and stays in the session of the terminal; it unblocks them
+            in its ranks. Any other gets a session of its own, where Ctrl-C does not reach it.
+        ctrl_c: the signal by which the launcher passes Ctrl-C on.
     """
 
     argv: tuple[str, ...]
     # Not in repr: a traceback must not show values.
     environment: Mapping[str, str] = field(repr=False)
+    deaf: bool = False
+    ctrl_c: signal.Signals = signal.SIGINT
 
 
 def ranks_per_host(job: Job, facts: Facts) -> int:
@@ -73,6 +80,11 @@ def environment_of(job: Job, facts: Facts, **more: str) -> dict[str, str]:
         **more,
     }
     return {**defaults, **for_launcher(facts.environment, job.passed)}
+
+
+def terminal_of(job: Job) -> dict[str, str]:
+    """What tells ranks that a line may be redrawn; for launchers that pass on bytes as they come."""
+    return {TERMINAL: str(job.columns)} if job.columns else {}
 
 
 def shown(command: Command, inherited: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from distfit import cgroups
 from distfit.install.facts import output_of, search_path, version_of
+from distfit.monitor.terminal import TERMINAL
 
 # Variables that name a file of hosts, which mpirun reads by itself; the last four without a scheduler, as Kubernetes'
 # MPI Operator sets them.
@@ -109,7 +110,8 @@ class Facts:
         root: whether this process is root.
         folder: where the program will run.
         python: the interpreter whose environment holds distfit.
-        environment: the variables of this process, PATH beginning with that environment's own programs.
+        environment: the variables of this process, PATH beginning with that environment's own programs, without
+            what an outer launcher said of its terminal.
         inherited: the variables as they were found.
     """
 
@@ -140,7 +142,7 @@ def gather(environment: Mapping[str, str] = os.environ) -> Facts:
         root=os.geteuid() == 0,
         folder=os.getcwd(),
         python=python,
-        environment={**environment, "PATH": path},
+        environment={**{name: value for name, value in environment.items() if name != TERMINAL}, "PATH": path},
         inherited=dict(environment),
     )
 

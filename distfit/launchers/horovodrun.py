@@ -14,6 +14,7 @@ from distfit.launchers.command import Command, environment_of
 from distfit.launchers.environment import looks_secret
 from distfit.launchers.facts import Facts, Family
 from distfit.launchers.job import Job, in_words
+from distfit.launchers.start import CTRL_C, told_of_ctrl_c
 
 _MODULE = "distfit.launchers.horovodrun_program"
 
@@ -29,7 +30,7 @@ def command(job: Job, facts: Facts, *, gloo: bool) -> Command:
         *(["--gloo"] if gloo else ["--mpi", *_mpi_arguments(job, facts)]),
         *job.program,
     ]
-    return Command(tuple(argv), environment_of(job, facts))
+    return Command(tuple(argv), environment_of(job, facts, **told_of_ctrl_c()), ctrl_c=CTRL_C)
 
 
 def refuse(job: Job, facts: Facts, *, gloo: bool) -> None:

@@ -1,6 +1,6 @@
 """MPICH's and Intel MPI's `mpirun` (Hydra): from facts and a job to its command."""
 
-from distfit.launchers.command import Command, environment_of
+from distfit.launchers.command import Command, environment_of, terminal_of
 from distfit.launchers.environment import for_ranks
 from distfit.launchers.facts import Facts, Family, Mpirun
 from distfit.launchers.job import Job, in_words
@@ -14,7 +14,7 @@ def command(job: Job, facts: Facts, mpirun: Mpirun) -> Command:
     """
     intel = mpirun.family is Family.intel
     # TensorFlow has its own threads; Intel MPI would bind each rank to a share of the cores.
-    environment = environment_of(job, facts, **({"I_MPI_PIN": "0"} if intel else {}))
+    environment = environment_of(job, facts, **terminal_of(job), **({"I_MPI_PIN": "0"} if intel else {}))
     argv = [
         *(mpirun.path, "-np", str(job.ranks), *(_hosts_of_intel(job) if intel else _hosts(job))),
         *([] if intel else ["-bind-to", "none"]),

@@ -38,6 +38,7 @@ class Job:
         interface: the network interface that ranks talk over, e.g. "eth0"; the launcher's choice by default.
         passed: names of environment variables that ranks get beside those of the allow-list.
         allow_root: whether root may start it, which Open MPI refuses otherwise.
+        columns: of the terminal where the ranks' output ends up; None where it is none, or none is to be drawn on.
 
     Raises:
         InputError: what cannot be started.
@@ -49,6 +50,7 @@ class Job:
     interface: str | None = None
     passed: tuple[str, ...] = ()
     allow_root: bool = False
+    columns: int | None = None
 
     def __post_init__(self) -> None:
         slots = sum(host.slots for host in self.hosts)

@@ -1,10 +1,11 @@
 """Open MPI's `mpirun`, 4.1 and 5: from facts and a job to its command."""
 
 from distfit.errors import InputError
-from distfit.launchers.command import Command, environment_of, ranks_outnumber_free_cores
+from distfit.launchers.command import Command, environment_of, ranks_outnumber_free_cores, terminal_of
 from distfit.launchers.environment import for_ranks
 from distfit.launchers.facts import Facts, Family, Mpirun
 from distfit.launchers.job import Job, in_words
+from distfit.launchers.start import CTRL_C, told_of_ctrl_c
 
 _ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 
@@ -16,7 +17,7 @@ def command(job: Job, facts: Facts, mpirun: Mpirun) -> Command:
     `-x` names the variables that travel to other machines, without their values.
     """
     refuse_root(job, facts)
-    environment = environment_of(job, facts)
+    environment = environment_of(job, facts, **terminal_of(job), **told_of_ctrl_c())
     argv = [
         *(mpirun.path, "-np", str(job.ranks), *_hosts(job, facts)),
         *("--map-by", "slot", "--bind-to", "none"),
@@ -26,7 +27,7 @@ def command(job: Job, facts: Facts, mpirun: Mpirun) -> Command:
         *(part for name in for_ranks(environment, job.passed) for part in ("-x", name)),
         *job.program,
     ]
-    return Command(tuple(argv), environment)
+    return Command(tuple(argv), environment, deaf=True, ctrl_c=CTRL_C)
 
 
 def yielding(job: Job, facts: Facts) -> list[str]:

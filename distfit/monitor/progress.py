@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from distfit.errors import InputError
+from distfit.monitor.terminal import redraws
 
 _REDRAW_S = 0.25
 _PLAIN_LINE_S = 10.0
@@ -35,7 +36,7 @@ def make_progress(
     verbose: int | str = "auto",
     validation_steps: int | None = None,
     stream: TextIO | None = None,
-    live: bool = True,
+    live: bool | int = True,
 ) -> Any:
     """A `keras.callbacks.Callback` that shows how training, evaluation or prediction goes.
 
@@ -47,8 +48,8 @@ def make_progress(
         verbose: 0 shows nothing, 1 everything, 2 only the line that ends an epoch; "auto" is 1.
         validation_steps: steps of one validation; None when unknown.
         stream: where to write; standard output by default, as Keras does.
-        live: redraw one line where `stream` is a terminal. False where one cannot tell: mpirun gives its ranks
-            a terminal of their own, whose other end may be a file.
+        live: True redraws one line where `stream` is a terminal, False never does; a number says that it ends at a
+            terminal of so many columns, whatever it looks like from here. See `distfit.monitor.terminal`.
 
     Raises:
         InputError: `verbose` is something else.
@@ -62,7 +63,7 @@ def make_progress(
         """Passes Keras' events on to a `Board`."""
 
         async_safe = True  # no reason for Keras to make the other callbacks wait for the device
-        reads_late = True  # of distfit.callbacks.listening: when a line is drawn
+        reads_batch_logs = verbose in (1, "auto")  # of distfit.callbacks.listening: they stand in lines of an epoch
 
         def on_train_begin(self, logs: Logs | None = None) -> None:
             board.begin_training()
@@ -72,6 +73,9 @@ def make_progress(
 
         def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
             board.begin_epoch(epoch)
+
+        def on_epoch_resumed(self, epoch: int, step: int) -> None:  # of distfit.callbacks.listening
+            board.begin_epoch(epoch, step)
 
         def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
             board.step(batch + 1, logs or {})
@@ -128,18 +132,29 @@ class Pace:
         self._epoch_seconds: list[float] = []
         self.begin()
 
-    def begin(self) -> None:
-        """An epoch starts."""
-        self.done = 0
-        self._start = self.clock()
+    def begin(self, done: int = 0, measured: tuple[int, float] | None = None) -> None:
+        """An epoch starts, or goes on in another process.
+
+        Args:
+            done: steps of it that have run.
+            measured: what `measured` was then; None counts the steps of this process.
+        """
+        self.done = done
+        self._from, seconds = measured or (done, 0.0)
+        self._start = self.clock() - seconds
         self._first: tuple[int, float] | None = None  # step and time after the first one, which compiles
-        self._last = self._start
+        self._last = self.clock()
 
     def step(self, done: int) -> None:
         """`done` steps of the epoch are done; late news of an earlier step changes nothing."""
         if done > self.done:
             self.done, self._last = done, self.clock()
             self._first = self._first or (done, self._last)
+
+    def waited(self) -> None:
+        """The device has done the steps that were begun: the metrics of the epoch have been read."""
+        if self.done:
+            self._last = self.clock()
 
     def end(self) -> None:
         """The epoch is over, validation included; the next one has as many steps."""
@@ -154,14 +169,20 @@ class Pace:
     @property
     def records_per_second(self) -> float | None:
         """Speed of this epoch's steps; None before there is anything to measure."""
-        step, seconds = self._measured()
+        step, seconds = self.measured
         records = self._seen(self.done) - self._seen(step)
         return records / seconds if seconds > 0 and records else None
 
     @property
+    def steps_per_second(self) -> float | None:
+        """As `records_per_second`, of steps."""
+        step, seconds = self.measured
+        return (self.done - step) / seconds if seconds > 0 and self.done > step else None
+
+    @property
     def epoch_left(self) -> float | None:
         """Seconds until the last step of this epoch; None when unknown."""
-        step, seconds = self._measured()
+        step, seconds = self.measured
         if self.steps is None or self.done == step:
             return None
         return max(0, self.steps - self.done) * seconds / (self.done - step)
@@ -178,12 +199,13 @@ class Pace:
         finished = self._epoch_seconds
         return epochs * sum(finished) / len(finished) if finished else None
 
-    def _measured(self) -> tuple[int, float]:
+    @property
+    def measured(self) -> tuple[int, float]:
         """The step from which time is measured and the seconds since: from the first step on, which
         compiles, as soon as there is a second one."""
-        step, since = self._first or (0, self._start)
+        step, since = self._first or (self._from, self._start)
         if self.done == step:
-            step, since = 0, self._start
+            step, since = self._from, self._start
         return step, self._last - since
 
     def _seen(self, steps: int) -> int:
@@ -200,7 +222,7 @@ class Board:
         verbose: 0, 1 or 2, see `make_progress`.
         validation_steps: steps of one validation; None when unknown.
         stream: a terminal gets one line that is redrawn, anything else plain lines.
-        live: False treats a terminal like anything else.
+        live: as in `make_progress`.
     """
 
     def __init__(
@@ -210,18 +232,19 @@ class Board:
         verbose: int,
         validation_steps: int | None,
         stream: TextIO,
-        live: bool = True,
+        live: bool | int = True,
     ) -> None:
         self._pace, self._epochs, self._verbose = pace, epochs, verbose
         self._validation_steps = validation_steps
-        self._terminal = live and stream.isatty() and verbose == 1
-        self._paper = _Terminal(stream) if self._terminal else _Plain(stream)
+        self._terminal = verbose == 1 and redraws(stream, live)
+        self._paper = _Terminal(stream, None if live is True else live) if self._terminal else _Plain(stream)
         self._interval_s = _REDRAW_S if self._terminal else _PLAIN_LINE_S
         self._lock = threading.Lock()
         self._training = False
         self._epoch = 0
         self._pass = ""  # what goes on beside training steps: validating, evaluating, predicting
         self._pass_done = 0
+        self._validated = False  # in this epoch
         self._logs: Logs = {}
         self._drawn = pace.clock()
 
@@ -234,11 +257,12 @@ class Board:
         self._training = False
         self._paper.close()
 
-    def begin_epoch(self, epoch: int) -> None:
-        """`epoch` counts from 0."""
+    def begin_epoch(self, epoch: int, done: int = 0) -> None:
+        """`epoch` counts from 0; `done` steps of it have run in an earlier process."""
         with self._lock:
             self._epoch, self._logs = epoch, {}
-            self._pace.begin()
+            self._validated = False
+            self._pace.begin(done)
             self._begin_line()
 
     def step(self, done: int, logs: Logs) -> None:
@@ -253,6 +277,8 @@ class Board:
     def end_epoch(self, logs: Logs) -> None:
         """One line remains of the epoch."""
         with self._lock:
+            if not self._validated:
+                self._pace.waited()
             self._pace.end()
             if self._verbose:
                 self._paper.keep(self._epoch_summary(logs))
@@ -262,7 +288,8 @@ class Board:
         with self._lock:
             self._pass, self._pass_done, self._logs = what, 0, {}
             if self._training:
-                self._pass = "validating"
+                self._pass, self._validated = "validating", True
+                self._pace.waited()
             else:
                 self._pace.begin()
             self._begin_line()
@@ -359,10 +386,10 @@ class _Plain:
 class _Terminal:
     """One line that is redrawn, with a bar, and lines that stay above it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, columns: int | None) -> None:
         from rich.console import Console
 
-        self._console = Console(file=stream)
+        self._console = Console(file=stream, width=columns, force_terminal=True if columns else None)
         self._live: Any = None
 
     def draw(self, text: str, fraction: float | None) -> None:

@@ -13,14 +13,17 @@ import traceback
 from distfit.errors import RUN_EXIT_CODE, RunError
 from distfit.topology import Topology
 from distfit.watch import addresses
+from distfit.watch.callbacks import Unasked
+from distfit.watch.calls import REMEDY
 from distfit.watch.ending import leave
 from distfit.watch.here import Here
-from distfit.watch.judge import VANISHED, WHY_VANISHED, at, ending
+from distfit.watch.judge import VANISHED, WHY_VANISHED, at, ending, silence
 from distfit.watch.protocol import Lines, Message, encode, notice_dead_hosts
 from distfit.watch.stacks import WATCH_THREAD
 
 _ATTEMPT_LIMIT_S = 2.0
 _CONNECT_LIMIT_S = 20.0
+_ANSWER_LIMIT_S = 8.0  # the chief asks for stacks at once and has its verdict within three seconds
 
 
 def connect(offer: Message, topology: Topology) -> socket.socket:
@@ -82,9 +85,10 @@ class Client:
         self._sock, self._topology, self._here, self._chief_host = sock, topology, here, chief_host
         sock.settimeout(tick_s)
         self._sending = threading.Lock()
-        self._lines = Lines()
+        self._lines, self._unasked = Lines(), Unasked(here)
         self._deputy = False
         self._everyone, self._answered = threading.Event(), threading.Event()
+        self._heard, self._stalled_at = time.monotonic(), 0.0
         self._unheard = ""  # this rank's own report, until the chief has taken over
         self.chief_done: int | None = None  # the chief's last section, once it has said farewell
         self._thread = threading.Thread(target=self._run, name=WATCH_THREAD, daemon=True)
@@ -128,9 +132,13 @@ class Client:
         try:
             while self.chief_done is None:
                 self._listen()
-                stalled = self._here.stalled()
+                stalled, unasked = self._here.stalled(), self._unasked.news()
                 if stalled:
-                    self.send(stalled)
+                    self._stalled_at = time.monotonic()
+                for news in (stalled, unasked):
+                    if news:
+                        self.send(news)
+                self._doubt_chief()
         except BaseException:
             leave(RUN_EXIT_CODE, f"distfit: the failure watch itself failed\n{traceback.format_exc()}")
 
@@ -143,6 +151,7 @@ class Client:
             data = b""
         except OSError:  # reset, or the chief's host is gone
             data = b""
+        self._heard = time.monotonic()
         if not data:
             self._chief_lost()
         for message in self._lines.feed(data):
@@ -154,6 +163,10 @@ class Client:
                 leave(message["code"])
             case "stacks?":
                 self.send(self._here.stacks())
+            case "place?":
+                self.send(self._here.place())
+            case "met":
+                self._here.all_have_met()
             case "everyone":
                 self._deputy = message["deputy"]
                 self._everyone.set()
@@ -163,9 +176,22 @@ class Client:
                 self._miss_chief(message["done"])
 
     def _miss_chief(self, done: int) -> None:
-        """The chief left normally; the end if this rank is, or goes, into a section that needs it."""
+        """The chief left normally; the end if this rank is, or goes, into a section that needs it, or waits for it
+        to make a call that it will not make."""
+        call = self._here.call
+        if call is not None:
+            self._end_alone(f"exited, and rank {self._topology.rank} called {call}, which needs all ranks", REMEDY)
         if self._here.inside and self._here.started > done:
             self._end_alone(f"exited while the others were {self._here.inside}")
+
+    def _doubt_chief(self) -> None:
+        """Its host lives, but nothing in its Python does: then the one who waits for it ends the run; one for all, but
+        if that one is stuck itself, another."""
+        limit_s = _ANSWER_LIMIT_S * (1 if self._deputy else 2)
+        if self._stalled_at and time.monotonic() - max(self._stalled_at, self._heard) > limit_s:
+            what, since, _ = self._here.wait or ("", self._stalled_at, 0)
+            waited = f'rank {self._topology.rank} has waited for {time.monotonic() - since:.0f} s in "{what}"'
+            self._end_alone(silence(self._here.ran_last), f"{waited} (limit {self._here.limit_s:g} s)")
 
     def _chief_lost(self) -> None:
         if self._unheard or not self._deputy:

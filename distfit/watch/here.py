@@ -1,9 +1,17 @@
 """What this rank is doing: written by the main thread with plain assignments, read by the watch's thread."""
 
+import threading
 import time
+from collections import deque
+from typing import TYPE_CHECKING
 
 from distfit.watch.protocol import Message
 from distfit.watch.stacks import all_stacks
+
+if TYPE_CHECKING:
+    from distfit.watch.calls import Call
+
+_RAN = 16
 
 
 class Here:
@@ -11,7 +19,15 @@ class Here:
 
     Attributes:
         position: where the loop is, for messages ("epoch 2, step 17"); "" outside of training.
-        wait: (what, since when on the monotonic clock) while inside something collective, else None.
+        wait: (what, since when on the monotonic clock, the number of this wait) while inside something collective,
+            else None.
+        waits: how often this rank has begun to wait. All ranks make the same collectives, so it says how far one is.
+        callback: (class and method, whether every rank runs it) while a callback may call something collective, None
+            outside of callbacks, and where all ranks have agreed to what a callback calls.
+        ran: the callbacks entered last, each as (`waits` at that time, class and method).
+        call: which this rank has announced and waits to make, else None.
+        met: set when all ranks have announced the same call.
+        thread: of the training.
         inside: what this rank does in a section that needs every rank ("training"); "" outside of one.
         limit_s: seconds, > 0, that one wait may take.
         started: sections entered so far.
@@ -19,15 +35,31 @@ class Here:
             sections with a greater number, so that ranks may end a section at different times.
     """
 
-    __slots__ = ("_told", "done", "inside", "limit_s", "position", "started", "wait")
-
     def __init__(self, stall_limit_s: float) -> None:
         self.position = ""
-        self.wait: tuple[str, float] | None = None
+        self.wait: tuple[str, float, int] | None = None
+        self.waits = 0
+        self.callback: tuple[str, bool] | None = None
+        self.ran: deque[tuple[int, str]] = deque(maxlen=_RAN)
+        self.call: Call | None = None
+        self.met = threading.Event()
+        self.thread = threading.get_ident()
         self.inside = ""
         self.started = self.done = 0
         self.limit_s = stall_limit_s
         self._told = False
+
+    @property
+    def callback_name(self) -> str:
+        """Of the callback that this rank is in; "" outside."""
+        callback = self.callback
+        return callback[0] if callback else ""
+
+    @property
+    def ran_last(self) -> str:
+        """The callbacks that this rank has run since it waited last: a rank that is missing may be in one of them."""
+        ran = list(self.ran)
+        return ", ".join(dict.fromkeys(name for waits, name in ran if waits == ran[-1][0]))
 
     def section(self) -> Message:
         """What the chief has to know whenever this rank enters or leaves a section."""
@@ -49,22 +81,42 @@ class Here:
     def stacks(self) -> Message:
         """The answer to the chief's question where every thread is."""
         wait = self.wait
-        waiting = wait[0] if wait else None
-        return {"type": "stacks", "text": all_stacks(), "waiting": waiting, "position": self.position}
+        return {
+            "type": "stacks",
+            "text": all_stacks(),
+            "waiting": wait[0] if wait else None,
+            "position": self.position,
+            "callback": self.callback_name,
+            "ran": self.ran_last,
+        }
+
+    def all_have_met(self) -> None:
+        """All ranks have announced the same call; from the watch's thread. Nothing is waited for from here on: the
+        chief may be told to be gone before this rank's own thread has woken up."""
+        self.call = None
+        self.met.set()
+
+    def place(self) -> Message:
+        """The answer to the chief's question what this rank waits in; what it announces itself is none of that."""
+        what, _, number = self.wait or ("", 0.0, 0)
+        return {"type": "place", "what": what if self.call is None else "", "number": number}
 
 
 class Waiting:
-    """The context manager of `Watch.waiting`: two assignments, as it surrounds every step."""
+    """The context manager of `Watch.waiting`: assignments alone, as it surrounds every step."""
 
     __slots__ = ("_before", "_here", "_what")
 
     def __init__(self, here: Here, what: str) -> None:
         self._here, self._what = here, what
-        self._before: tuple[str, float] | None = None
+        self._before: tuple[str, float, int] | None = None
 
     def __enter__(self) -> None:
-        self._before = self._here.wait
-        self._here.wait = (self._what, time.monotonic())
+        here, before = self._here, self._here.wait
+        self._before = before
+        here.waits += 1
+        # Of one wait inside of another, the outer one says more: the step, not how a part of it travels.
+        here.wait = (before[0] if before else self._what, time.monotonic(), here.waits)
 
     def __exit__(self, *error: object) -> None:
         self._here.wait = self._before

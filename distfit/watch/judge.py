@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distfit.errors import RUN_EXIT_CODE
+from distfit.topology import is_chief
+from distfit.watch.calls import Call, Calls, Progress
 from distfit.watch.protocol import Message
 
 PATIENCE_S = 2.0
@@ -58,6 +60,9 @@ class Judge:
     Args:
         size: ranks of the job, >= 2.
         position: where the chief is now, for ranks that can no longer say it themselves.
+
+    Attributes:
+        calls: what callbacks are about to make all ranks do.
     """
 
     def __init__(self, size: int, position: Callable[[], str]) -> None:
@@ -66,6 +71,7 @@ class Judge:
         self._decided: Verdict | None = None
         self._held: tuple[Verdict, float] | None = None
         self._stall: _Stall | None = None
+        self.calls = Calls(size)
 
     def receive(self, rank: int, message: Message, now: float) -> None:
         """Take in one message of a rank; `now` in seconds of any steady clock."""
@@ -83,6 +89,10 @@ class Judge:
                 self._stall = _Stall(
                     rank, message["what"], message["seconds"], message["limit_s"], now + STACKS_LIMIT_S
                 )
+            case "call":
+                self.calls.announce(rank, message["call"] and Call(**message["call"]), now)
+            case "place":
+                self.calls.place(rank, message)
             case "stacks":
                 self._ranks[rank].stacks = message
 
@@ -101,6 +111,7 @@ class Judge:
     def verdict(self, now: float) -> Verdict | None:
         """How the run ends, or None while it goes on."""
         self._check_missing()
+        self._check_calls(now)
         if self._decided is None and self._stall is not None and self._stacks_complete(now):
             self._decided = Verdict(self._stall_report(self._stall))
         if self._decided is None and self._held is not None and now >= self._held[1]:
@@ -110,7 +121,7 @@ class Judge:
     @property
     def undecided(self) -> bool:
         """Whether a failure is being looked into, so that the chief must not leave yet."""
-        return self._held is not None or self._stall is not None
+        return self._held is not None or self._stall is not None or self.calls.pending
 
     def done(self, rank: int) -> int:
         """The last section that this rank ended well."""
@@ -127,7 +138,7 @@ class Judge:
     def _failed(self, rank: int, message: Message, now: float) -> None:
         verdict = Verdict(failure_text(self._who(rank), message), message["code"])
         kind = message["kind"]
-        if kind == "secondary" or (kind == "agreed" and rank != 0):
+        if kind == "secondary" or (kind == "agreed" and not is_chief(rank)):
             self._held = self._held or (verdict, now + PATIENCE_S)
         else:
             self._decided = self._decided or verdict
@@ -143,6 +154,15 @@ class Judge:
         if other.started > self._ranks[leaver].done:
             what = f"exited while the others were {other.inside}"
             self._decide(f"{self._who(leaver)} {what}{at(self._position())}")
+
+    def _check_calls(self, now: float) -> None:
+        """A callback's collective that some ranks will never make."""
+        if not self.calls.pending:
+            return
+        progress = [Progress(rank.done, rank.gone) for rank in self._ranks]
+        problem = self.calls.problem(now, progress, self._who)
+        if problem is not None:
+            self._decide(problem)
 
     def _decide(self, what: str) -> None:
         self._decided = self._decided or Verdict(f"distfit: {what}\n{ending(RUN_EXIT_CODE)}")
@@ -163,20 +183,21 @@ class Judge:
             lines.append("every rank waits, so they are in different collectives")
         # Those who stay away come first: one of them is the reason.
         groups: dict[tuple[int, str], list[int]] = {}
+        ran = next((rank.stacks["ran"] for rank in self._ranks if rank.stacks), "")
         for number, rank in enumerate(self._ranks):
-            groups.setdefault(_whereabouts(rank), []).append(number)
+            groups.setdefault(_whereabouts(rank, ran), []).append(number)
         for (_, text), members in sorted(groups.items(), key=lambda item: item[0][0]):
             hosts = sorted({self._ranks[number].host for number in members})
             lines.append(f"{_plural(members)} on host {', '.join(hosts)} {text}")
         return "\n".join([*lines, ending(RUN_EXIT_CODE)])
 
 
-def at(position: str) -> str:
+def at(position: str, callback: str = "") -> str:
     """
-    >>> at("epoch 2, step 17"), at("")
-    (' at epoch 2, step 17', '')
+    >>> at("epoch 2, step 17", "Probe.on_epoch_end"), at("")
+    (' at epoch 2, step 17 in Probe.on_epoch_end', '')
     """
-    return f" at {position}" if position else ""
+    return (f" at {position}" if position else "") + (f" in {callback}" if callback else "")
 
 
 def ending(code: int) -> str:
@@ -190,15 +211,23 @@ def failure_text(who: str, message: Message) -> str:
         return f"distfit: error: {message['header']}"
     if message["kind"] == "interrupted":
         return "distfit: interrupted"
-    header = f"distfit: {who} failed{at(message['position'])}: {message['header']}"
+    if message["kind"] == "at once":
+        return str(message["header"])
+    header = f"distfit: {who} failed{at(message['position'], message['callback'])}: {message['header']}"
     return f"{header}\n{message['traceback'].rstrip()}\n{ending(message['code'])}"
 
 
-def _whereabouts(rank: _Rank) -> tuple[int, str]:
+def silence(ran: str) -> str:
+    """What is known of a rank that does not answer; `ran` are the callbacks that another one has run last."""
+    stuck = "does not answer: it is stopped, or stuck in native code that holds Python's lock"
+    return f"{stuck}, maybe in one of the callbacks that another rank ran last: {ran}" if ran else stuck
+
+
+def _whereabouts(rank: _Rank, ran: str) -> tuple[int, str]:
     """(order of interest, text); equal for ranks that are in the same place."""
     if rank.stacks is None:
-        return (2, "has left the run") if rank.gone else (0, "does not answer: it is stopped or stuck")
-    position = at(rank.stacks["position"])
+        return (2, "has left the run") if rank.gone else (0, silence(ran))
+    position = at(rank.stacks["position"], rank.stacks["callback"])
     if rank.stacks["waiting"] is None:
         return 1, f"stays away{position}; its stacks:\n{rank.stacks['text']}"
     return 3, f'waits in "{rank.stacks["waiting"]}"; its stacks:\n{rank.stacks["text"]}'

@@ -7,9 +7,12 @@
 |---|---|
 | hello: token, rank, host | opens the connection; anything else first closes it |
 | running: what, started, done | entered or left (what is "") a section that needs every rank |
-| failed: kind, header, traceback, code | this rank cannot go on |
+| failed: kind, header, traceback, position, callback, code | this rank cannot go on |
+| call: call | a callback of this rank is about to make all ranks do something (`distfit.watch.calls`) |
+| place: what, number | the answer to `place?` |
 | stalled: what, seconds | this rank has waited for the others for too long |
-| stacks: text, waiting, seconds, position | the answer to `stacks?` |
+| stacks: text, waiting, position, callback, ran | the answer to `stacks?` |
+| warned: key, text | this rank warns of something, which the chief prints once (`distfit.log`) |
 | bye: done | normal end of this rank |
 
 | from the chief | meaning |
@@ -17,6 +20,8 @@
 | welcome | the token was right |
 | everyone: deputy | all ranks are connected; the deputy speaks when the chief vanishes |
 | stacks? | where is every thread of yours? |
+| place? | what do you wait in? |
+| met | all ranks have announced the same call: make it |
 | bye: done | the answer to a farewell, or the chief's own |
 | end: code | exit with this code, now |
 """

@@ -6,126 +6,54 @@ import sys
 import time
 import traceback
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-from distfit.errors import RUN_EXIT_CODE, DistfitError, RunError
+from distfit import log
+from distfit.errors import INTERRUPTED_EXIT_CODE, RUN_EXIT_CODE, DistfitError, RunError
 from distfit.topology import Topology
+from distfit.watch.callbacks import raised_in
+from distfit.watch.calls import Call
 from distfit.watch.client import Client, connect
 from distfit.watch.ending import leave
-from distfit.watch.here import Here, Waiting
+from distfit.watch.face import NoWatch, at_once_text
+from distfit.watch.here import Here
 from distfit.watch.judge import failure_text
 from distfit.watch.protocol import Message, trim
 from distfit.watch.server import Server
+from distfit.watch.shared import SharedWatch, is_agreed
 
-_INTERRUPTED_EXIT_CODE = 130  # what a shell reports after Ctrl-C
 _JOIN_LIMIT_S = 30.0  # a rank tries for 20 s
 _END_LIMIT_S = 6.0  # patience and printing of the chief take at most 4 s
 _FAREWELL_LIMIT_S = 4.0
 _HEADER_LIMIT = 300
 
 
-class Watch(ABC):
-    """What the rest of distfit knows of the failure watch.
+def start(topology: Topology, broadcast: Callable[[Any], Any], stall_limit_s: float = 600.0) -> "NoWatch | RankWatch":
+    """Connect all ranks; every rank calls this at the same point, after the engine's start.
 
-    Attributes:
-        position: where the loop is ("epoch 2, step 17"), for messages; set at every step, costs nothing.
+    Args:
+        topology: this rank's place.
+        broadcast: collective; returns on every rank the JSON-able object that the chief passes (the
+            others pass None). Called once.
+        stall_limit_s: seconds, > 0, that a rank may be inside one `waiting` before the run ends with all
+            stacks. Ten minutes: longer than the slowest compilation of a first step, less than a night.
+
+    Raises:
+        RunError: the ranks cannot reach each other; at most 30 s after the call.
     """
-
-    position: str
-
-    @staticmethod
-    def start(
-        topology: Topology, broadcast: Callable[[Any], Any], stall_limit_s: float = 600.0
-    ) -> "NoWatch | RankWatch":
-        """Connect all ranks; every rank calls this at the same point, after the engine's start.
-
-        Args:
-            topology: this rank's place.
-            broadcast: collective; returns on every rank the JSON-able object that the chief passes (the
-                others pass None). Called once.
-            stall_limit_s: seconds, > 0, that a rank may be inside one `waiting` before the run ends with all
-                stacks. Ten minutes: longer than the slowest compilation of a first step, less than a night.
-
-        Raises:
-            RunError: the ranks cannot reach each other; at most 30 s after the call.
-        """
-        if topology.size == 1:
-            return NoWatch()
-        return RankWatch(topology, broadcast, stall_limit_s)
-
-    @abstractmethod
-    def waiting(self, what: str) -> AbstractContextManager[None]:
-        """Hold this around anything collective; `what` names it in messages ("epoch 2, step 17")."""
-
-    @abstractmethod
-    def running(self, what: str = "training") -> AbstractContextManager[None]:
-        """Hold this around a section that needs every rank; a rank that exits meanwhile ends the run."""
-
-    @abstractmethod
-    def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
-        """End the run because of an exception on this rank.
-
-        Args:
-            error: what was raised. With `error.agreed` every rank raises the same, the chief prints its
-                message alone; otherwise this rank's traceback is the report.
-            secondary: the error may only be the consequence of another rank's failure (a collective that was
-                shut down); reported only if no cause arrives within two seconds.
-        """
-
-    @abstractmethod
-    def limit(self, stall_limit_s: float) -> None:
-        """From now on a `waiting` of this rank may take so many seconds, > 0."""
-
-    @abstractmethod
-    def install_hooks(self) -> None:
-        """From now on an exception that nobody catches ends all ranks."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Leave the watch: this rank ends normally. Also happens at the interpreter's exit."""
+    if topology.size == 1:
+        return NoWatch()
+    return RankWatch(topology, broadcast, stall_limit_s)
 
 
-class NoWatch(Watch):
-    """The watch of a single process: the same methods, and exceptions take their normal way."""
-
-    def __init__(self) -> None:
-        self.position = ""
-
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Nobody is waited for."""
-        yield
-
-    @contextmanager
-    def running(self, what: str = "training") -> Iterator[None]:
-        """Nobody can leave; only the position ends with the section, as with several ranks."""
-        yield
-        self.position = ""
-
-    def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
-        """Raise it."""
-        raise error
-
-    def limit(self, stall_limit_s: float) -> None:
-        """Nobody is waited for."""
-
-    def install_hooks(self) -> None:
-        """Python's own traceback is the report."""
-
-    def close(self) -> None:
-        """Nothing to leave."""
-
-
-class RankWatch(Watch):
-    """The watch of one rank of several; see `Watch.start` for arguments and errors."""
+class RankWatch(SharedWatch):
+    """The watch of one rank of several; see `start` for arguments and errors."""
 
     def __init__(self, topology: Topology, broadcast: Callable[[Any], Any], stall_limit_s: float) -> None:
         self._topology, self._pid = topology, os.getpid()
-        self._here = Here(stall_limit_s)
+        super().__init__(Here(stall_limit_s))
         self._hook_before = sys.excepthook
         self._endpoint: Server | Client
         if topology.is_chief:
@@ -134,47 +62,20 @@ class RankWatch(Watch):
             self._endpoint = self._join(broadcast, stall_limit_s)
         self._leave_properly()
         self._await_everyone()
-
-    @property
-    def position(self) -> str:  # type: ignore[override]
-        """Where the loop is, for messages."""
-        return self._here.position
-
-    @position.setter
-    def position(self, position: str) -> None:
-        self._here.position = position
-
-    def waiting(self, what: str) -> AbstractContextManager[None]:
-        """See `Watch.waiting`; two assignments."""
-        return Waiting(self._here, what)
-
-    @contextmanager
-    def running(self, what: str = "training") -> Iterator[None]:
-        """See `Watch.running`; one message at each end."""
-        here = self._here
-        here.started, here.inside = here.started + 1, what
-        self._endpoint.send(here.section())
-        try:
-            yield
-        except BaseException as error:
-            # An error that all ranks raise ends the section for all of them: nobody is missed in it.
-            here.done = here.started if _is_agreed(error) else here.done
-            raise
-        else:
-            here.done, here.position = here.started, ""
-        finally:
-            here.inside = ""
-            self._endpoint.send(here.section())
+        log.connect(topology.rank, topology.size, self._endpoint.send)
 
     def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
         """See `Watch.fail`."""
         if self._is_child():
             raise error
-        failure = _failure(error, secondary, self._here.position)
-        text = failure_text(self._who(), failure)
-        if self._report(failure, text):
-            time.sleep(_END_LIMIT_S)  # the watch's thread ends this process when the chief has spoken
-        leave(failure["code"], text)
+        log.flush()
+        failure = _failure(error, secondary, self._here)
+        self._end(failure, failure_text(self._who(), failure))
+
+    def leave_at_once(self, why: str, code: int) -> NoReturn:
+        """See `Watch.leave_at_once`."""
+        text = at_once_text(why, self._who(), self.position, code)
+        self._end({"type": "failed", "kind": "at once", "header": text, "code": code}, text)
 
     def limit(self, stall_limit_s: float) -> None:
         """See `Watch.limit`."""
@@ -192,7 +93,18 @@ class RankWatch(Watch):
         atexit.unregister(self.close)
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._hook_before
+        log.disconnect()
         self._endpoint.farewell({"type": "bye", "done": self._here.done}, _FAREWELL_LIMIT_S)
+
+    def _meet(self, call: Call) -> None:
+        """One message; the chief's watch answers when all ranks have sent theirs, or ends the run."""
+        self._here.met.clear()
+        if not self._endpoint.send(call.message()):
+            raise RunError(f"Expected the chief to answer before {call}, received nothing: it has left the run.")
+        self._here.met.wait()
+
+    def _section_changed(self) -> None:
+        self._endpoint.send(self._here.section())
 
     def _open(self, broadcast: Callable[[Any], Any], stall_limit_s: float) -> Server:
         """Listen before the offer goes out; a chief that cannot listen says so to everybody."""
@@ -232,6 +144,11 @@ class RankWatch(Watch):
                 )
             )
 
+    def _end(self, failure: Message, text: str) -> NoReturn:
+        if self._report(failure, text):
+            time.sleep(_END_LIMIT_S)  # the watch's thread ends this process when the chief has spoken
+        leave(failure["code"], text)
+
     def _report(self, failure: Message, text: str) -> bool:
         if isinstance(self._endpoint, Client):
             return self._endpoint.report(failure, text)
@@ -251,13 +168,13 @@ class RankWatch(Watch):
         return f"rank {self._topology.rank} of {self._topology.size} on host {self._topology.host}"
 
 
-def _failure(error: BaseException, secondary: bool, position: str) -> Message:
+def _failure(error: BaseException, secondary: bool, here: Here) -> Message:
     """The message of an exception: its kind, its words, and what the run exits with."""
     # Not by attribute: other libraries' exceptions have an exit_code too, even 0.
     code = error.exit_code if isinstance(error, DistfitError) else RUN_EXIT_CODE
     if isinstance(error, KeyboardInterrupt):
-        kind, code = "interrupted", _INTERRUPTED_EXIT_CODE
-    elif _is_agreed(error):
+        kind, code = "interrupted", INTERRUPTED_EXIT_CODE
+    elif is_agreed(error):
         kind = "agreed"
     else:
         kind = "secondary" if secondary else "error"
@@ -266,13 +183,10 @@ def _failure(error: BaseException, secondary: bool, position: str) -> Message:
         "kind": kind,
         "header": trim(str(error)) if kind == "agreed" else _headline(error),
         "traceback": trim("".join(traceback.format_exception(error))),
-        "position": position,
+        "position": here.position,
+        "callback": raised_in(error) or here.callback_name,
         "code": code,
     }
-
-
-def _is_agreed(error: BaseException) -> bool:
-    return isinstance(error, DistfitError) and error.agreed
 
 
 def _headline(error: BaseException) -> str:

@@ -14,8 +14,10 @@ import time
 import traceback
 from queue import SimpleQueue
 
+from distfit import log
 from distfit.topology import Topology
 from distfit.watch import addresses
+from distfit.watch.callbacks import Unasked
 from distfit.watch.ending import leave, speak
 from distfit.watch.here import Here
 from distfit.watch.judge import Judge, Verdict
@@ -60,6 +62,7 @@ class Server:
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._ranks: dict[int, _Connection] = {}
         self._guests: list[_Connection] = []
+        self._unasked = Unasked(here)
         self._everyone = threading.Event()
         self._leaving = self._over = False
         self._selector = selectors.DefaultSelector()
@@ -157,7 +160,8 @@ class Server:
     def _admit(self, guest: _Connection, message: Message) -> bool:
         rank, token = message.get("rank"), str(message.get("token")).encode(errors="replace")
         known = message.get("type") == "hello" and hmac.compare_digest(token, self._token.encode())
-        if not (known and isinstance(rank, int) and 0 < rank < self._topology.size) or rank in self._ranks:
+        others = range(1, self._topology.size)
+        if not (known and isinstance(rank, int) and rank in others) or rank in self._ranks:
             return False
         guest.rank, guest.lines.limit = rank, MAX_LINE
         self._guests.remove(guest)
@@ -167,10 +171,14 @@ class Server:
 
     def _hear(self, connection: _Connection, message: Message) -> None:
         assert connection.rank is not None
+        if message["type"] == "warned":
+            log.hear(connection.rank, message)
+            return
         self._judge.receive(connection.rank, message, time.monotonic())
         if message["type"] == "hello" and len(self._ranks) == self._topology.size - 1:
             self._complete()
-        if message["type"] == "bye" and self._judge.verdict(time.monotonic()) is None:
+        # One that others still want something of is told how that ends instead.
+        if message["type"] == "bye" and self._judge.verdict(time.monotonic()) is None and not self._judge.undecided:
             self._tell(connection, {"type": "bye", "done": self._judge.done(0)})
 
     def _complete(self) -> None:
@@ -198,14 +206,20 @@ class Server:
             message = self._inbox.get()
             self._leaving = self._leaving or message["type"] == "bye"
             self._judge.receive(0, message, time.monotonic())
-        stalled = self._here.stalled()
-        if stalled:
-            self._judge.receive(0, stalled, time.monotonic())
+        for news in (self._here.stalled(), self._unasked.news()):
+            if news:
+                self._judge.receive(0, news, time.monotonic())
 
     def _act(self) -> None:
         if self._judge.wants_stacks():
             self._tell_all({"type": "stacks?"})
             self._judge.receive(0, self._here.stacks(), time.monotonic())
+        if self._judge.calls.met():
+            self._tell_all({"type": "met"})
+            self._here.all_have_met()
+        if self._judge.calls.wants_places(time.monotonic()):
+            self._tell_all({"type": "place?"})
+            self._judge.receive(0, self._here.place(), time.monotonic())
         verdict = self._judge.verdict(time.monotonic())
         if verdict is not None:
             self._end(verdict)
@@ -215,7 +229,8 @@ class Server:
 
     def _end(self, verdict: Verdict) -> None:
         """Print first: when the first rank has gone, the launcher kills the others, this one included."""
-        speak(verdict.text)
+        self._serve(self._selector.select(0))  # what others warned of has arrived by now
+        speak("\n".join([*log.remaining(), verdict.text]))
         self._tell_all({"type": "end", "code": verdict.code})
         self._await_closing(time.monotonic() + _END_LIMIT_S)
         leave(verdict.code)

@@ -1,4 +1,4 @@
-"""Where every thread of this process is, as text: the main thread first, the watch's own thread left out."""
+"""Where every thread of this process is, as text: the main thread first, distfit's own helpers left out."""
 
 import sys
 import threading
@@ -8,6 +8,7 @@ from types import FrameType
 from distfit.watch.protocol import trim
 
 WATCH_THREAD = "distfit-watch"
+_HELPERS = "distfit-"
 
 
 def all_stacks() -> str:
@@ -16,7 +17,7 @@ def all_stacks() -> str:
     frames = sys._current_frames()
     main = threading.main_thread().ident
     order = sorted(frames, key=lambda ident: (ident != main, names.get(ident, "")))
-    shown = [ident for ident in order if names.get(ident) != WATCH_THREAD]
+    shown = [ident for ident in order if not names.get(ident, "").startswith(_HELPERS)]
     return trim("\n".join(_stack(names.get(ident, "of a library"), frames[ident]) for ident in shown))
 
 
