@@ -4,6 +4,7 @@
     python -m benchmarks.same_training --cases lion,text    a few rows, printed
     python -m benchmarks.same_training --folder FOLDER      keeps what jobs write; runs none that is there already
     python -m benchmarks.same_training --folder FOLDER --again lion   but for these rows
+    python -m benchmarks.same_training --missing            the rows that the page has not; the others stay as they are
     python -m benchmarks.same_training --check              does the page show the cases that there are? runs nothing
 
 Run it in the root of a checkout, in an environment with `pip install -e .[dev]` and `distfit horovod install`. Exit
@@ -113,17 +114,18 @@ class Row:
 def main(argv: Sequence[str]) -> int:
     """See the module."""
     options = parsed(argv)
+    page = (ROOT / PAGE).read_text()
     if options.check:
-        return check((ROOT / PAGE).read_text())
-    names = options.cases.split(",") if options.cases else list(CASES)
+        return check(page)
+    there = lines_of(page) if options.missing else {}
+    names = options.cases.split(",") if options.cases else [name for name in CASES if name not in there]
     with tempfile.TemporaryDirectory() as scratch:
         numbers = measured(Path(options.folder or scratch), names, options.again.split(","))
     rows = [row_of(CASES[name], numbers) for name in names]
-    text = figures(rows)
+    text = figures(there | {row.case.name: line_of(row) for row in rows})
     print(text)
     if not options.cases:
-        page = ROOT / PAGE
-        page.write_text(replaced(page.read_text(), text))
+        (ROOT / PAGE).write_text(replaced(page, text))
     return report([row.case.name for row in rows if not row.kept], "above their limits")
 
 
@@ -132,6 +134,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cases", help="rows to run, by name, with commas; the page is left as it is")
     parser.add_argument("--folder", help="keeps what the jobs wrote")
     parser.add_argument("--again", default="", help="rows to run although FOLDER has them, with commas")
+    parser.add_argument("--missing", action="store_true", help="run the rows that the page has not, and add them")
     parser.add_argument("--check", action="store_true", help="compare the page's rows with the cases")
     return parser.parse_args(argv)
 
@@ -204,21 +207,29 @@ def compared(expected: Mapping[str, np.ndarray], received: Mapping[str, np.ndarr
     return Figure(largest(trained, received) if trained else None, limit)
 
 
-def figures(rows: Sequence[Row]) -> str:
-    """The generated part of the page."""
+def figures(lines: Mapping[str, str]) -> str:
+    """The generated part of the page, from its lines by the names of cases."""
+    head = ["row", "holds", "control", "one device", *COLUMNS, "plain Keras 2"]
+    top = [in_cells(head), in_cells(["---"] * len(head))]
     parts = [BEGIN, machine()]
     for title, module in PARTS.items():
-        own = [row for row in rows if row.case.part == module.__name__]
+        own = [lines[name] for name, case in CASES.items() if case.part == module.__name__ and name in lines]
         if own:
-            parts.append(f"### {title}\n\n{table(own)}")
+            parts.append("\n".join([f"### {title}\n", *top, *own]))
     return "\n\n".join([*parts, END])
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows as Markdown."""
-    head = ["row", "holds", "control", "one device", *COLUMNS, "plain Keras 2"]
-    lines = [head, ["---"] * len(head), *(cells(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def line_of(row: Row) -> str:
+    """A row as Markdown."""
+    return in_cells(cells(row))
+
+
+def in_cells(texts: Sequence[str]) -> str:
+    """
+    >>> in_cells(["a", "b"])
+    '| a | b |'
+    """
+    return f"| {' | '.join(texts)} |"
 
 
 def cells(row: Row) -> list[str]:
@@ -291,7 +302,16 @@ def rows_of(page: str) -> list[str]:
     >>> rows_of("| `lion` | Lion |")
     ['lion']
     """
-    return re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    return list(lines_of(page))
+
+
+def lines_of(page: str) -> dict[str, str]:
+    """The rows that a page shows, by their cases.
+
+    >>> lines_of("| `lion` | Lion |")
+    {'lion': '| `lion` | Lion |'}
+    """
+    return {line.split("`")[1]: line for line in re.findall(r"^\| `\w+` \|.*$", page, re.MULTILINE)}
 
 
 def controls_of(page: str) -> dict[str, list[float]]:

@@ -133,6 +133,8 @@ def host_values_travel(session):
     ranks = list(range(session.size))
     assert session.transport.gather({"rank": session.rank}) == [{"rank": rank} for rank in ranks]
     assert session.transport.broadcast(("chief", session.rank)) == ("chief", 0)
+    collected = session.transport.collect(session.rank)
+    assert collected == (ranks if session.is_chief else None)
     summed = session.transport.sum(np.array([session.rank, 1.0, 2.0**52 + session.rank]))
     assert summed.tolist() == [sum(ranks), session.size, sum(2.0**52 + rank for rank in ranks)]
 

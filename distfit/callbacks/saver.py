@@ -26,15 +26,27 @@ class ModelSaver(keras.callbacks.Callback):
 
     Args:
         folder: made if it is not there.
+        when: "epoch" after each, or "end" with that of the training.
     """
 
     async_safe = True
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike, when: str = "epoch") -> None:
         super().__init__()
         self._path = Path(folder) / MODEL_FILE
+        self._when = when
+        self._epoch = 0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        if self._when == "epoch":
+            self._save(epoch)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._when == "end":
+            self._save(self._epoch)
+
+    def _save(self, epoch: int) -> None:
         # Keras chooses its format by the ending.
         partial = self._path.with_name(f".partial-{os.getpid()}.keras")
         try:

@@ -12,9 +12,11 @@ apart, and `tests/test_engines.py` holds the limits.
 from tests.cases import (
     batch_norm,
     batches,
+    callbacks,
     execution,
     layers,
     losses,
+    metrics,
     optimizers,
     own_steps,
     precision,
@@ -26,6 +28,7 @@ from tests.cases.table import WRITTEN, Case
 PARTS = {
     "Batches": batches,
     "Losses": losses,
+    "Metrics": metrics,
     "A model's own steps": own_steps,
     "Optimizers": optimizers,
     "Precision": precision,
@@ -33,6 +36,7 @@ PARTS = {
     "BatchNormalization": batch_norm,
     "Execution": execution,
     "Sources of data, and calls": sources,
+    "Callbacks": callbacks,
     "Combinations": together,
 }
 # In the table's order.
