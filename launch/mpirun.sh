@@ -15,7 +15,7 @@ THREADS=${THREADS:-1}       # of each rank: cores of a machine divided by its ra
 PASS=${PASS:-PATH LD_LIBRARY_PATH PYTHONPATH TF_CPP_MIN_LOG_LEVEL} # variables that ranks get, if set
 
 [[ $# -gt 0 ]] || set -- distfit train configs/digits.yaml
-export OMP_NUM_THREADS=$THREADS TF_NUM_INTRAOP_THREADS=$THREADS
+export OMP_NUM_THREADS=$THREADS TF_NUM_INTRAOP_THREADS=$THREADS DISTFIT_CTRL_C=SIGUSR2
 
 # TensorFlow has threads of its own, so none is bound to a core. Ranks that wait for a message poll; where there is
 # no idle core for that, they have to yield to those that compute.
@@ -24,9 +24,17 @@ if [[ -n $INTERFACE ]]; then
   export NCCL_SOCKET_IFNAME=$INTERFACE
   options+=(--mca btl_tcp_if_include "$INTERFACE" -x NCCL_SOCKET_IFNAME)
 fi
-for name in $PASS OMP_NUM_THREADS TF_NUM_INTRAOP_THREADS; do
+for name in $PASS OMP_NUM_THREADS TF_NUM_INTRAOP_THREADS DISTFIT_CTRL_C; do
   [[ -z ${!name+set} ]] || options+=(-x "$name")
 done
 
-# By its full path: so mpirun finds its own daemon on the other machines.
-exec "$(command -v mpirun)" "${options[@]}" "$@"
+# By its full path: so mpirun finds its own daemon on the other machines. After SIGTERM or Ctrl-C it would give ranks
+# a second; SIGUSR1 and SIGUSR2 it passes on, so that they can save and leave, with code 75 or 130.
+set -m # a process group of its own, where Ctrl-C does not reach it
+"$(command -v mpirun)" "${options[@]}" "$@" &
+trap 'kill -USR1 $!' TERM USR1
+trap 'kill -USR2 $!' INT
+code=0
+wait $! || code=$?
+while kill -0 $! 2>/dev/null; do code=0; wait $! || code=$?; done # a signal had ended the wait
+exit "$code"

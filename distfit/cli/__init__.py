@@ -2,6 +2,7 @@
 
     distfit data build --images DIR OUT
     distfit data inspect DATA
+    distfit checkpoint list RUN
     distfit train CONFIG.yaml key=value ...
     distfit evaluate CONFIG.yaml
     distfit launch -np N --hosts h1:4,h2:4 -- PROGRAM
@@ -16,7 +17,7 @@ adds the traceback. Exit codes: 0, those of `distfit.errors`, 2 for a wrong comm
 
 import os
 
-from distfit.cli import bench, check, data_build, data_tools, doctor, horovod, launch, train
+from distfit.cli import bench, check, checkpoint, data_build, data_tools, doctor, horovod, launch, train
 from distfit.cli.frame import command_line, group
 
 app = command_line(
@@ -40,6 +41,19 @@ _data.command()(data_tools.inspect)
 _data.command()(data_tools.verify)
 _data.command()(data_tools.index)
 app.add_typer(_data, name="data")
+
+_checkpoint = group(
+    "Look at, verify, compare and export what a run has kept.",
+    "distfit checkpoint list runs/a",
+    "distfit checkpoint export runs/a --to model.keras",
+)
+_checkpoint.command("list")(checkpoint.list_)
+_checkpoint.command()(checkpoint.verify)
+_checkpoint.command()(checkpoint.show)
+_checkpoint.command()(checkpoint.diff)
+_checkpoint.command()(checkpoint.prune)
+_checkpoint.command()(checkpoint.export)
+app.add_typer(_checkpoint, name="checkpoint")
 
 _bench = group("Measure this machine.", "distfit bench input --quick")
 _bench.command("input")(bench.bench_input)

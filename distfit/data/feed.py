@@ -1,7 +1,7 @@
 """Batches for a loop: cut for the replicas of this process, the same number of steps on every rank.
 
     feed = Feed(source, session.topology, session.transport, steps_per_epoch=None)
-    feed.start_at(epoch=3)
+    feed.seek(epoch=3, step=120)
     for first, last, batches in feed:              # one epoch, step by step, as Keras counts them
         fingerprint, shards = next(batches)        # shards: one (rows, data) a local replica
 
@@ -9,12 +9,16 @@ Keras' EpochIterator decides how many steps an epoch has and when the data are i
 `steps_per_epoch` and data that run out mean what they mean in keras.Model.fit. Only records in a numbered
 order (`distfit.TFRecords`) can do more: with `steps_per_epoch`, a training runs through pass after pass of them,
 and each epoch goes on where the one before it stopped.
+
+A feed that seeks is where one would be that had run until there. It jumps to numbered records; of other data it makes
+as much again of what came before as their order depends on (`data.passes`), by the same calls of Keras.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +28,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from distfit.backends.transport import Transport
 from distfit.data.bad_records import say_skipped, too_many
+from distfit.data.passes import Needs
 from distfit.data.sources import Source
 from distfit.data.void import zeros
 from distfit.errors import InputError, on_every_rank
@@ -83,6 +88,10 @@ class Feed(EpochIterator):
         self._num_batches = self._agreed_batches
         self._batches_per_pass = batches
         self._next_pass = self._next_step = 0
+        # The next loop goes on in an epoch that has begun; and what is begun again is not used.
+        self._within = self._begins_nothing = False
+        self._last: Batch | None = None
+        self._host_streams = _HostStreams()
         # The records may have been trained on before.
         self._counted = np.array([source.tally.skipped, source.tally.seen], np.float64)
 
@@ -133,11 +142,170 @@ class Feed(EpochIterator):
                         "with `distfit data index`, or leave steps_per_epoch out."
                     )
                 )
-            self._next_pass, self._next_step = divmod(epoch * self.steps_per_epoch, self._batches_per_pass)
+            self._next_pass, self._next_step = divmod(epoch * (self._batches_of_epoch or 0), self._batches_per_pass)
+
+    def seek(self, epoch: int, step: int, began: int = 0, ranks: int | None = None) -> None:
+        """The next loop over this feed begins with this step of this epoch, as in a run that was not interrupted.
+
+        After `reset`. The loop gives numbers that count on from `step`; where all steps of the epoch have run, it
+        gives none, and the epoch ends as usual. Collective.
+
+        What it costs: `distfit.TFRecords` nothing, nothing before is read; where bad records are left out, the epoch
+        up to the step is read, to count them. Arrays: the rows of the epoch up to the step are copied. A
+        tf.data.Dataset: the epoch up to the step is read again, and so are all epochs before, unless it tells that
+        their batches do not matter (`data.passes`). Generators, PyDatasets, streams that nobody has counted with
+        `steps_per_epoch`: everything before is read again.
+
+        What it cannot make the same: shuffles without a seed, `deterministic=False`, what Python code draws from
+        elsewhere than the states of `random` and `numpy.random` or in threads, files that have changed. With
+        `steps_per_epoch`, records that are left out count for the epoch in which they were read ahead.
+
+        Args:
+            epoch: from 0.
+            step: batches of the epoch that have run, 0 to all.
+            began: the epoch with which the run began (`initial_epoch`): data without numbers were passed over from
+                then on.
+            ranks: of the run that goes on, if it was another number.
+
+        Raises:
+            InputError: no such step; or the steps of `distfit.local` were others, on another number of ranks.
+        """
+        self._check_place(step, ranks)
+        known_endless = self.endless and self._batches_per_pass is not None
+        if self.source.numbered and (self.steps_per_epoch is None or known_endless):
+            self._jump(epoch, step)
+        else:
+            self._make_again(epoch - (0 if self.source.numbered else began), step)
+
+    def passed(self, passes: int) -> None:
+        """The next pass is the one after so many, each of which began at the data's beginning, as validations do.
+        Collective; costs what `seek` costs."""
+        for _ in range(0 if self.source.numbered else passes):
+            self.reset()
+            self._make_again(1, 0)
+        self.reset()
+        if self.source.numbered:
+            self._next_pass, self._next_step = passes, 0
+
+    def _check_place(self, step: int, ranks: int | None) -> None:
+        if self.source.per_process and step and ranks not in (None, self._topology.size):
+            raise on_every_rank(
+                InputError(
+                    f"Expected distfit.local to go on within an epoch on {ranks} ranks, as it began, received "
+                    f"{self._topology.size}: each rank brings its own batches, and those of another number are others. "
+                    f"Start {ranks} ranks, or go on from a checkpoint at the end of an epoch."
+                )
+            )
+        total = self._batches_of_epoch
+        if total is not None and step > total:
+            raise on_every_rank(
+                InputError(
+                    f"Expected to go on within the {total} steps of an epoch, received step {step}. The data, "
+                    "batch_size or steps_per_epoch have changed: give those that the run began with."
+                )
+            )
+
+    @property
+    def _batches_of_epoch(self) -> int | None:
+        """Batches that an epoch takes; None where only their end tells."""
+        if self.steps_per_epoch is None:
+            return self._batches_per_pass
+        each = self.steps_per_execution
+        return -(-self.steps_per_epoch // each) * each
+
+    def _jump(self, epoch: int, step: int) -> None:
+        """To where numbered records are known to be; but where they are counted one by one, through the epoch."""
+        self.start_at(epoch)
+        counts = self.source.tally.policy == "skip"
+        self._into_epoch(step, read=counts)
+        if counts:
+            return
+        self._next_step += step
+        if self._batches_per_pass is not None and self._next_step >= self._batches_per_pass:
+            further, self._next_step = divmod(self._next_step, self._batches_per_pass)
+            self._next_pass += further
+
+    def _make_again(self, epochs: int, step: int) -> None:
+        """What came before in the run, as far as what comes next depends on it."""
+        if not epochs and not step:
+            return
+        needs = self.source.needs()
+        read = needs is Needs.BATCHES or self._num_batches is None
+        self._begins_nothing = needs is Needs.NOTHING and not read
+        with self._host_streams.again():
+            for _ in range(epochs):
+                with self.catch_stop_iteration():
+                    for first, last, batches in self:
+                        batches.pass_over(last - first + 1, read)
+            self._into_epoch(step, read)
+            self._begins_nothing = False
+            if isinstance(self._current_iterator, _Pass):
+                self._current_iterator.catch_up()
+
+    def _into_epoch(self, step: int, read: bool) -> None:
+        """Begins an epoch, and passes over its first steps; the next loop goes on there."""
+        if not step:
+            return
+        iter(self)
+        ran = 0
+        while ran < step:
+            try:
+                first, last, batches = next(self._epoch_iterator)
+                ran += batches.pass_over(last - first + 1, read)
+            except StopIteration:
+                raise on_every_rank(
+                    InputError(
+                        f"Expected data with {step} batches in an epoch, as when the run stopped there, received "
+                        f"{ran}. Give the data that the run began with."
+                    )
+                ) from None
+        if ran > step and (read or self.endless or not batches.is_over):
+            raise on_every_rank(
+                InputError(
+                    f"Expected to go on at a multiple of steps_per_execution={self.steps_per_execution}, received step "
+                    f"{step}. Compile the model with the number that the run began with."
+                )
+            )
+        self._within = True
+
+    def fingerprint(self) -> int | None:
+        """Of the last batch that this feed gave or passed over; None before any, and with `distfit.local` or numbered
+        records. It is the same for any number of replicas, so that a checkpoint can tell that data are not."""
+        if self._last is None or self.source.numbered or self.source.per_process:
+            return None
+        fingerprint, shards = self._last
+        if self.source.compared:
+            return int(fingerprint)
+        return int(_fingerprint(_together(shards)))
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint recognises the data by: plain values by name, none of which depends on the replicas.
+
+        Record files by their names (without folders) and sizes; arrays by their content, up to a bound that the value
+        says (`data.identity`); of datasets only the number of batches can be told without reading them.
+        """
+        rows = [leaf for leaf in tf.nest.flatten(self.element_spec[1][0][1]) if hasattr(leaf, "dtype")]
+        own = {} if self.steps_per_epoch is None else {"steps per epoch": self.steps_per_epoch}
+        return {**self.source.identity(), **own, "rows": ", ".join(map(_of_row, rows))}
 
     def reset(self) -> None:
         super().reset()
         self._num_batches = self._agreed_batches
+        self._within = False
+        self._last = None
+        self._host_streams = _HostStreams()
+
+    def __iter__(self) -> Feed:
+        if self._within:  # an epoch that was sought
+            self._within = False
+            return self
+        super().__iter__()
+        return self
+
+    def _interrupted_warning(self) -> None:
+        # The run that was interrupted has said so.
+        if not self._host_streams.are_again:
+            super()._interrupted_warning()
 
     @contextmanager
     def catch_stop_iteration(self) -> Iterator[None]:
@@ -231,7 +399,7 @@ class _Pass:
         self._agree = agree_each_step
         # Void batches of `distfit.local` end with the longest rank: a call of several steps asks for more.
         self._void_until = (feed._batches_per_pass or 0) if feed.source.uneven else 0
-        self._taken = 0
+        self._taken = self._owed = 0
         self._last: Batch | None = None
         self._batches: Iterator[Batch] | None = None
 
@@ -239,9 +407,35 @@ class _Pass:
         # Keras iterates a dataset once more at the end of an epoch of known length; a seeded
         # Dataset.shuffle takes its next order from that, so it has to happen here as well. A numbered
         # order does not care, and its pass only counts when it is used.
-        if not self._feed.source.numbered:
+        if not self._feed.source.numbered and not self._feed._begins_nothing:
             self._batches = self._feed._begin_pass()
         return self
+
+    def pass_over(self, batches: int, read: bool = True) -> int:
+        """Leaves out so many batches, or as many as there are; how many.
+
+        Args:
+            read: False leaves them to `catch_up`, which need not be called where nothing of this pass is used.
+
+        Raises:
+            StopIteration: there are none.
+        """
+        if not read:
+            self._owed += batches
+            return batches
+        next(self)
+        return 1 + sum(next(self, None) is not None for _ in range(batches - 1))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what was passed over without being read is all."""
+        return self._owed >= (self._feed._batches_per_pass or 0)
+
+    def catch_up(self) -> None:
+        """Reads what was passed over, unless that is all."""
+        if self._owed and not self.is_over:
+            owed, self._owed = self._owed, 0
+            self.pass_over(owed)
 
     def __next__(self) -> Batch:
         batch = self._own_next()
@@ -251,7 +445,7 @@ class _Pass:
             if not self._agree and self._taken >= self._void_until:
                 raise StopIteration
             batch = self._feed.void(self._last)
-        self._last = batch
+        self._last = self._feed._last = batch
         self._taken += 1
         if self._feed.source.tally.policy == "skip" and not self._feed.anybody_has_rows(batch):
             return NOTHING
@@ -273,6 +467,7 @@ class _Pass:
 
     def _own_next(self) -> Batch | None:
         if self._batches is None:
+            self._taken = self._feed._next_step
             self._batches = self._feed._begin_pass()
         try:
             batch = next(self._batches, None)
@@ -284,6 +479,39 @@ class _Pass:
             told = self._feed.source.explain(error)
             # One that our code raised within tf.data is in TensorFlow's text already, with two tracebacks.
             raise told from (error if told.__traceback__ is None else None)
+
+
+class _HostStreams:
+    """Where the random states of Python and NumPy were when a training began, which users' data draw on."""
+
+    def __init__(self) -> None:
+        self._states = _host_states()
+        self.are_again = False
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Around what is made again. States that nothing has drawn on are put back."""
+        there = _host_states()
+        self._set(self._states)
+        self.are_again = True
+        try:
+            yield
+        finally:
+            self.are_again = False
+            if _same(_host_states(), self._states):
+                self._set(there)
+
+    def _set(self, states: tuple[Any, Any]) -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _host_states() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state()
+
+
+def _same(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    return one[0] == other[0] and all(np.array_equal(a, b) for a, b in zip(one[1], other[1], strict=True))
 
 
 def _agreed_length(source: Source, transport: Transport, topology: Topology) -> tuple[int | None, bool]:
@@ -339,6 +567,29 @@ def _fingerprint(data: Any) -> tf.Tensor:
     return total
 
 
+def _together(shards: Sequence[tuple[Any, Any]]) -> Any:
+    """The rows of a batch that replicas have parts of."""
+    parts = [data for rows, data in shards if int(rows)]
+    if len(parts) == 1:
+        return parts[0]
+    return tf.nest.map_structure(lambda *leaves: None if leaves[0] is None else _concatenated(leaves), *parts)
+
+
+def _concatenated(leaves: Sequence[Any]) -> Any:
+    return tf.sparse.concat(0, leaves) if isinstance(leaves[0], tf.SparseTensor) else tf.concat(leaves, axis=0)
+
+
+def _of_row(spec: tf.TypeSpec) -> str:
+    """The type of one row.
+
+    >>> _of_row(tf.TensorSpec([None, 28, 28], tf.float32)), _of_row(tf.SparseTensorSpec([None, 9], tf.int64))
+    ('float32[28,28]', 'SparseTensor int64[9]')
+    """
+    kind = "" if isinstance(spec, tf.TensorSpec) else f"{spec.value_type.__name__} "
+    sizes = ["?"] if spec.shape.rank is None else ["?" if size is None else str(size) for size in spec.shape[1:]]
+    return f"{kind}{spec.dtype.name}[{','.join(sizes)}]"
+
+
 def flags_of(fingerprint: Any, stop: Any) -> tf.Tensor:
     """What a process adds to the small all-reduce: its wish to stop, its batch's fingerprint and the square."""
     fingerprint = tf.cast(fingerprint, tf.float64)
@@ -357,7 +608,7 @@ def check_same_batches(flags: np.ndarray, size: int, step: int) -> None:
             InputError(
                 f"Expected every rank to iterate the same global batches, received different ones at step {step}: the "
                 "dataset differs between ranks, most likely by an unseeded shuffle, and records would be trained on "
-                "twice or never. Give shuffle(..., seed=...) the same seed everywhere, or wrap data that each rank "
-                "shards for itself in distfit.local(...)."
+                "twice or never, or a hand-written loop ran a step more on one of them. Give shuffle(..., seed=...) "
+                "the same seed everywhere, or wrap data that each rank shards for itself in distfit.local(...)."
             )
         )

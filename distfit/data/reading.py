@@ -12,7 +12,8 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -27,11 +28,13 @@ from distfit.data.index_cache import cached_counts, load_index
 from distfit.data.one_step import Step, step_of
 from distfit.data.pipeline import Dataset, Pipeline, Place
 from distfit.data.reader import Reader
-from distfit.data.storage import is_remote
+from distfit.data.storage import is_remote, size_and_time
 from distfit.data.streaming import LANES, Streams
 
 # Of a shuffle window: so many blocks, each read in one go, are mixed.
 _BLOCKS_IN_WINDOW = 16
+# At a time; an object store takes its while for each.
+_FILES_ASKED = 16
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ class Indexed:
         """Of an epoch."""
         return plan.steps_per_epoch(len(self.index), global_batch)
 
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each file, as far as there are records in it."""
+        return self.index.ends.tolist()
+
     def read_each(self, numbers: np.ndarray) -> list[bytes | BadRecord]:
         """The records of these numbers."""
         return self._reader.read_each(numbers)
@@ -186,6 +193,11 @@ class Streamed:
     def steps(self, global_batch: int) -> int | None:
         """Of an epoch; None while unknown."""
         return self._streams.num_steps(global_batch)
+
+    def sizes(self) -> Sequence[int]:
+        """Bytes of each file; asks the file system."""
+        with ThreadPoolExecutor(_FILES_ASKED) as pool:
+            return [size for size, _ in pool.map(size_and_time, self._streams.files)]
 
     def place_of(self, number: int) -> tuple[str, int, int | None]:
         """As of `Indexed`."""

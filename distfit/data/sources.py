@@ -13,7 +13,7 @@ import inspect
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,12 +22,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from distfit.data.bad_records import Tally
+from distfit.data.identity import of_arrays
 from distfit.data.local import InputContext, Local
 from distfit.data.on_device import OnDevice
+from distfit.data.passes import Needs, needs_of
 from distfit.data.reading import Asked
 from distfit.data.tfrecords import TFRecords
 from distfit.errors import InputError
@@ -62,6 +65,9 @@ class Source:
         tally: counts the records that this process leaves out.
         notes: what the start of a run says about them, a sentence each.
         begin: called before each pass.
+        needs: what of earlier passes has to be made again for a pass to be what it was.
+        per_process: its batches are cut by the number of processes.
+        identity: what the data are recognised by, beside the types of their rows.
     """
 
     adapter: DataAdapter
@@ -79,6 +85,9 @@ class Source:
     tally: Tally = field(default_factory=Tally)
     notes: Sequence[str] = ()
     begin: Callable[[], None] = lambda: None
+    needs: Callable[[], Needs] = lambda: Needs.BATCHES
+    per_process: bool = False
+    identity: Callable[[], Mapping[str, Any]] = dict
 
 
 @dataclass(frozen=True)
@@ -138,27 +147,18 @@ def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
             "Expected data that every rank can read on its own, received a Python generator, which each of the "
             f"{topology.size} ranks would run for itself. Pass arrays, a tf.data.Dataset or distfit.local(...)."
         )
-    with warnings.catch_warnings(), keras_refusals(x):
-        # The default of `fit`, meant for arrays: Keras warns, on every rank, of data that shuffle themselves.
-        warnings.filterwarnings("ignore", "`shuffle=True` was passed")
-        adapter = data_adapters.get_data_adapter(
-            x=x,
-            y=request.y,
-            sample_weight=request.sample_weight,
-            batch_size=request.batch_size,
-            steps_per_epoch=request.steps,
-            shuffle=request.shuffle,
-            class_weight=request.class_weight,
-        )
+    adapter = _adapter_of(x, request)
     is_dataset = isinstance(adapter, TFDatasetAdapter)
     if is_dataset and topology.size > 1:
         warn_once(
             "every rank iterates the whole tf.data.Dataset and takes its slice of each batch, so every rank decodes "
             "everything; distfit.TFRecords or distfit.local read only a part."
         )
-    batches = _with_bounds(adapter.get_tf_dataset())
+    dataset = adapter.get_tf_dataset()
+    batches = _with_bounds(dataset)
     batch_size = adapter.batch_size
     _check_batch_size(batch_size, topology)
+    is_arrays = isinstance(adapter, ArrayDataAdapter)
     return Source(
         adapter=adapter,
         dataset=lambda epoch, first_step: batches,
@@ -167,7 +167,46 @@ def _keras_source(x: Any, request: Request, topology: Topology) -> Source:
         compared=topology.size > 1,
         records=getattr(adapter, "_num_samples", None),
         batch_size=batch_size,
+        # Keras' shuffle of arrays begins anew from the global seed in each pass.
+        needs=lambda: Needs.NOTHING if is_arrays else needs_of(dataset) if is_dataset else Needs.BATCHES,
+        identity=lambda: _identity(x, adapter, request.shuffle),
     )
+
+
+def _adapter_of(x: Any, request: Request) -> DataAdapter:
+    with warnings.catch_warnings(), keras_refusals(x):
+        # The default of `fit`, meant for arrays: Keras warns, on every rank, of data that shuffle themselves.
+        warnings.filterwarnings("ignore", "`shuffle=True` was passed")
+        return data_adapters.get_data_adapter(
+            x=x,
+            y=request.y,
+            sample_weight=request.sample_weight,
+            batch_size=request.batch_size,
+            steps_per_epoch=request.steps,
+            shuffle=request.shuffle,
+            class_weight=request.class_weight,
+        )
+
+
+def _identity(x: Any, adapter: DataAdapter, shuffle: Any) -> Mapping[str, Any]:
+    """Of what Keras takes: arrays by their content; of all else there is only the kind and the number of batches."""
+    if isinstance(adapter, ArrayDataAdapter):
+        leaves = [leaf for leaf in tf.nest.flatten(adapter._inputs, expand_composites=True) if leaf is not None]
+        arrays = [array for leaf in leaves for array in _dense_parts(leaf)]
+        return {"kind": "arrays", **of_arrays(arrays), "shuffle": shuffle}
+    if isinstance(x, keras.utils.PyDataset):
+        return {"kind": f"PyDataset {type(x).__name__}", "batches": adapter.num_batches, "shuffle": shuffle}
+    if isinstance(adapter, TFDatasetAdapter):
+        return {"kind": "tf.data.Dataset", "batches": adapter.num_batches}
+    return {"kind": type(x).__name__}
+
+
+def _dense_parts(leaf: Any) -> Sequence[Any]:
+    """A dense array itself, what a sparse one of SciPy holds."""
+    if hasattr(leaf, "tocsr"):
+        rows = leaf.tocsr()
+        return rows.data, rows.indices, rows.indptr
+    return (leaf,)
 
 
 @contextmanager
@@ -211,7 +250,8 @@ def _local_source(x: Local, request: Request, topology: Topology) -> Source:
     process_batch = None if batch_size is None else batch_size // topology.size
     dataset = x.dataset(InputContext(topology.rank, topology.size, process_batch))
     adapter = TFDatasetAdapter(dataset, class_weight=request.class_weight)
-    batches = _with_bounds(adapter.get_tf_dataset())
+    own = adapter.get_tf_dataset()
+    batches = _with_bounds(own)
     return Source(
         adapter=adapter,
         dataset=lambda epoch, first_step: batches,
@@ -219,6 +259,9 @@ def _local_source(x: Local, request: Request, topology: Topology) -> Source:
         first_part=0,
         uneven=topology.size > 1,
         batch_size=batch_size,
+        needs=lambda: needs_of(own),
+        per_process=True,
+        identity=lambda: {"kind": "distfit.local"},
     )
 
 
@@ -247,7 +290,8 @@ def _records_source(x: TFRecords, request: Request, topology: Topology) -> Sourc
         on_device=x.on_device,
         tally=x.tally(request.training),
         notes=x.notes(),
-        begin=partial(x.begin, topology.rank, request.training),
+        begin=partial(x.begin, topology.is_chief, request.training),
+        identity=lambda: {"kind": "TFRecords", **x.identity(), "shuffle": bool(request.shuffle)},
     )
 
 

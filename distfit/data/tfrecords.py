@@ -29,6 +29,7 @@ import numpy as np
 from distfit.data import plan
 from distfit.data.bad_records import MOST_BAD, BadRecord, Policy, Tally, check_policy
 from distfit.data.cache import check_place
+from distfit.data.identity import of_files
 from distfit.data.images import Images
 from distfit.data.on_device import of as on_device_of
 from distfit.data.pipeline import Dataset, Pipeline
@@ -162,14 +163,14 @@ class TFRecords:
         pipeline.tally.records = way.records
         return way.dataset(pipeline, asked)
 
-    def begin(self, rank: int, training: bool) -> None:
+    def begin(self, is_chief: bool, training: bool) -> None:
         """A pass over the data begins: what is left out in it is counted anew.
 
         A file of which the index knows only what comes before its damage counts as one bad record, of the chief.
         """
         tally = self.tally(training)
         tally.begin(self.records)
-        for file, reason in self.find().damaged if rank == 0 else ():
+        for file, reason in self.find().damaged if is_chief else ():
             tally.note(BadRecord(file, None, None, f"{reason}; what comes before it is read"))
 
     def workers_of(self, processes_of_host: int) -> int:
@@ -218,6 +219,15 @@ class TFRecords:
         if self.bad_records == "skip":
             notes.append(f"Bad records are left out, up to {self.most_bad:.2%} of all.")
         return notes
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint recognises the data by: the same for a copy of the files elsewhere."""
+        found, way = self.find(), self._open_way()
+        # Streams are the same data before and after somebody has counted them.
+        read = {"read": "as streams"} if found.streaming else {"read": "by an index", "records": way.records}
+        options = {"bad records": self.bad_records, "shuffle window": self.shuffle_window, "own seed": self.seed}
+        own = {name: value for name, value in options.items() if value is not None}
+        return {**of_files(found.files, way.sizes()), **read, **own}
 
     @property
     def element_spec(self) -> Any:

@@ -88,7 +88,7 @@ class Accumulation:
             yield
             return
         self._seen = self._counted()
-        if self._in_the_middle():
+        if self.in_the_middle():
             self._on_all_replicas("part", self._part)
         try:
             yield
@@ -98,7 +98,7 @@ class Accumulation:
                 self._on_all_replicas("gather", self._whole)
             raise
         self._check_count()
-        if self._in_the_middle():
+        if self.in_the_middle():
             self._on_all_replicas("gather", self._whole)
 
     def updates(self) -> bool:
@@ -123,7 +123,8 @@ class Accumulation:
         accumulator.assign(tf.zeros_like(held))
         return held
 
-    def _in_the_middle(self) -> bool:
+    def in_the_middle(self) -> bool:
+        """Whether replicas hold parts of gradients that no update has applied."""
         return self._seen % self._every != 0
 
     def _on_all_replicas(self, name: str, function: Callable[[], None]) -> None:

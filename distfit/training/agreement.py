@@ -11,6 +11,7 @@ import numpy as np
 
 from distfit.data.feed import FLAGS, check_same_batches
 from distfit.errors import RunError, on_every_rank
+from distfit.training.wishes import Wishes
 
 if TYPE_CHECKING:
     from distfit.session import Session
@@ -42,39 +43,53 @@ def same_collectives(session: Session, step: str, transfers: Sequence[Transfer])
             )
 
 
-def anybody_wants_to_stop(session: Session, model: Any) -> bool:
-    """Whether a callback of some rank has set `model.stop_training`; it is then set on all. Collective."""
+def at_epoch_end(session: Session, model: Any, own: Wishes) -> Wishes:
+    """What some rank wants; `model.stop_training` is then set on all. Collective."""
     with session.watch.waiting("the end of an epoch"):
-        wishes = session.transport.sum(np.array([bool(model.stop_training)], np.float64))
-    model.stop_training = bool(wishes[0])
-    return model.stop_training
+        (total,) = session.transport.sum(np.array([own.number], np.float64))
+    wishes = Wishes.of(total)
+    model.stop_training = wishes.stop
+    return wishes
 
 
 class Agreement:
-    """What the ranks agreed on in the call before: read late, so that the device is never waited for."""
+    """What the ranks agreed on in the call before: read late, so that the device is never waited for.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: ranks.
+        stops: the last call of a run that goes on had carried a wish to stop, which nobody had read.
+    """
+
+    def __init__(self, size: int, stops: bool = False) -> None:
         self._size = size
-        self._pending: tuple[Sequence[Any], int] | None = None
+        # A batch that all had alike.
+        self._pending: tuple[Sequence[Any], int] | None = ([[Wishes(stop=True).number, 0.0, 0.0]], 0) if stops else None
 
-    def says_stop(self, flags: Sequence[Any], own_wish: bool, first: int) -> bool:
-        """Whether all ranks stop after these steps. One process follows its own wish at once, as Keras does.
+    def says(self, flags: Sequence[Any], own: Wishes, first: int) -> Wishes:
+        """What all ranks do after these steps. One process follows its own wishes at once, as Keras does.
 
         Args:
             flags: of each step of a call, of which `first` is the first's number.
         """
         if self._size == 1:
-            return own_wish
+            return own
         before, self._pending = self._pending, (flags, first)
-        return before is not None and self._read(*before)
+        return Wishes() if before is None else self._read(*before)
 
-    def finish(self) -> None:
+    def says_stop(self, flags: Sequence[Any], own_wish: bool, first: int) -> bool:
+        """As `says`, of the wish to stop."""
+        return self.says(flags, Wishes(stop=own_wish), first).stop
+
+    def unread_stop(self) -> bool:
+        """Whether the last call carried a wish to stop, which is read after the next one; waits for the device."""
+        return self._pending is not None and Wishes.of(float(np.asarray(self._pending[0])[-1][0])).stop
+
+    def finish(self) -> Wishes:
         """Read what the last steps said; a wish to stop no longer matters, different data do."""
-        if self._pending is not None:
-            self._read(*self._pending)
+        return Wishes() if self._pending is None else self._read(*self._pending)
 
-    def _read(self, flags: Sequence[Any], first: int) -> bool:
+    def _read(self, flags: Sequence[Any], first: int) -> Wishes:
         values = np.asarray(flags)
         for number, of_step in enumerate(values):
             check_same_batches(of_step[:FLAGS], self._size, first + number + 1)
-        return bool(values[-1][0] > 0)
+        return Wishes.of(values[-1][0])

@@ -25,7 +25,7 @@ from keras.src.random.seed_generator import global_seed_generator
 
 from distfit.backends.hooks import optimizers_of, variables_of
 from distfit.errors import InputError
-from distfit.training import batch_norm, means, moving
+from distfit.training import batch_norm, means, metric_updates, moving
 from distfit.training.changes import changed_elsewhere
 from distfit.training.reduction import counted, summed
 from distfit.training.wire import Transfer, Wire
@@ -72,7 +72,7 @@ class ByHand:
             batch_norm.installed(self._together, self._wire),
             batch_norm.losses_apart(self._trainee),
             moving.installed(self._trainee, alike=batch_norm.weights_of(self._together)),
-            means.installed(self._trainee, _share_of_a_scalar),
+            metric_updates.installed(self._trainee),
         ):
             yield
 
@@ -93,7 +93,9 @@ class ByHand:
         with self._wire.step(name, [rows, data]) as transfers:
             local = tf.concat([tf.cast(rows, tf.float64)[None], flags], axis=0)
             (total,) = self._wire.sum([local], name="small")
-            with _here(self._part(local[0], total[0])), self._counting(rows), moving.noted() as moved:
+            part, seen = self._part(local[0], total[0]), metric_updates.Here(self._wire, rows, data)
+            seen.met(part.share())
+            with _here(part), self._counting(rows, seen), moving.noted() as moved:
                 result = function(*arguments)
             for variable, mean in zip(moved, moving.averaged(self._wire, moved, local[0], total[0]), strict=True):
                 variable.assign(mean)
@@ -139,8 +141,8 @@ class ByHand:
         return [variable for metric in self._trainee.metrics for variable in metric.variables]
 
     @contextmanager
-    def _counting(self, rows: Any) -> Iterator[None]:
-        with batch_norm.counting(rows), means.kept(self._states, rows):
+    def _counting(self, rows: Any, seen: metric_updates.Here) -> Iterator[None]:
+        with batch_norm.counting(rows), means.kept(self._states, rows, seen.alike), metric_updates.here(seen):
             yield
 
 
@@ -174,11 +176,6 @@ def _here(own: Any) -> Iterator[None]:
         yield
     finally:
         _current.part = before
-
-
-def _share_of_a_scalar(weight: Any) -> Any:
-    """What one number that is given to a metric counts for; None where it counts as it is."""
-    return None if _current.part is None or means.depends_on_rows(weight) else _current.part.share()
 
 
 class _Optimizers:

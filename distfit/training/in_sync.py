@@ -30,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 from distfit.backends.hooks import optimizers_of, seed_generators_of, variables_of
+from distfit.callbacks.policy import RESTORERS
 from distfit.callbacks.saver import ModelSaver
 from distfit.errors import RunError, on_every_rank
 from distfit.log import warn_once
@@ -303,7 +304,7 @@ def saves(callbacks: Iterable[Any]) -> bool:
     >>> saves([keras.callbacks.History()]), saves([keras.callbacks.ModelCheckpoint("a.keras")])
     (False, True)
     """
-    return any(isinstance(one, (ModelSaver, keras.callbacks.ModelCheckpoint)) for one in callbacks)
+    return any(isinstance(one, (ModelSaver, keras.callbacks.ModelCheckpoint, *RESTORERS)) for one in callbacks)
 
 
 def _one_number(vectors: Sequence[np.ndarray]) -> int | None:

@@ -19,8 +19,7 @@ import tensorflow as tf
 
 from distfit.backends.hooks import optimizers_of, replaced
 from distfit.errors import InputError
-from distfit.training import means, terms
-from distfit.training.origin import Origin
+from distfit.training import metric_updates, terms
 from distfit.training.replica import Replica, is_scalar
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def hooked(model: Any, backend: Backend, alike: Collection[Any] = ()) -> Iterato
     """
     with ExitStack() as stack:
         stack.enter_context(_class_hooks())
-        stack.enter_context(means.installed(model, _share_of_a_scalar))
+        stack.enter_context(metric_updates.installed(model))
         for metric in model.metrics:
             stack.enter_context(replaced(metric, "result", _telling(metric.result)))
         for optimizer in optimizers_of(model):
@@ -158,14 +157,6 @@ def _telling(result: Callable[[], Any]) -> Callable[[], Any]:
         return result() if _current.replica is None else _current.replica.note_result(result())
 
     return telling
-
-
-def _share_of_a_scalar(sample_weight: Any) -> Any:
-    """A weight that depends on the rows (how many there are, in Keras' own steps) adds up over replicas by itself."""
-    replica = _current.replica
-    if replica is None or replica.origins.of(sample_weight) is Origin.ROWS:
-        return None
-    return replica.row_share
 
 
 def _changeable(model: Any, alike: Collection[Any]) -> list[Any]:

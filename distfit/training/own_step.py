@@ -16,8 +16,8 @@ over the replica's rows**. What distfit does about it, at the places where a ste
   is summed over the replicas (training/terms.py), and its value made such that the rule gives the global one.
 * `optimizer.apply` and `weight.assign` get what is the same on all replicas (training/origin.py) as it is, and of
   anything else its mean over the replicas, weighted by rows: the replicas' weights never differ.
-* A scalar given to a `keras.metrics.Mean` counts by rows (training/means.py), and so does a scalar that the step
-  returns and that is no metric's result.
+* A scalar given to a `keras.metrics.Mean` counts by rows (training/metric_updates.py, which has the rules of other
+  metrics), and so does a scalar that the step returns and that is no metric's result.
 
 Summing at the tape rather than at the optimizer is what makes a step exact that clips by itself, accumulates by hand
 (no collective has to lie in the branch that applies) or climbs along a gradient first (SAM, arXiv:2010.01412). And as
@@ -38,7 +38,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from distfit.backends.hooks import variables_of
 from distfit.errors import InputError
-from distfit.training import batch_norm, means
+from distfit.training import batch_norm, means, metric_updates
 from distfit.training.changes import changed_elsewhere
 from distfit.training.own_hooks import hooked, running
 from distfit.training.reduction import AS_THEY_ARE, Packing
@@ -106,7 +106,15 @@ class OwnStep:
         local = tf.concat([tf.cast(rows, tf.float64)[None], flags], axis=0)
         (total,) = self._wire.sum([local], name="small")
         replica = Replica(self._model, self._wire, self._packing, local[0], total[0], data)
-        with means.kept(self._model.metrics_variables, rows), batch_norm.counting(rows), running(replica):
+        seen = metric_updates.Here(self._wire, rows, data, from_rows=replica.depends_on_rows)
+        seen.met(replica.row_share)
+        states = self._model.metrics_variables
+        with (
+            means.kept(states, rows, seen.alike),
+            batch_norm.counting(rows),
+            running(replica),
+            metric_updates.here(seen),
+        ):
             logs = step(data)
             logs, self._means[method] = replica.finished(logs)
         return logs, total[1:]

@@ -102,6 +102,10 @@ class Replica:
             )
         self._assigned[id(weight)] = weight
 
+    def depends_on_rows(self, weight: Any) -> bool:
+        """Whether a weight adds up over replicas by itself: how many rows there are, in Keras' own steps."""
+        return self.origins.of(weight) is Origin.ROWS
+
     def note_result(self, result: Any) -> Any:
         """A metric's result, of which this replica sees its own part only."""
         self._results.extend(tf.nest.flatten(result))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from distfit.training import batch_norm, means, moving, terms
+from distfit.errors import InputError
+from distfit.training import batch_norm, means, metric_updates, moving, terms
 from distfit.training.reduction import AS_THEY_ARE, Packing, counted, summed
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Whole:
     def summed(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         return list(gradients)
 
-    def kept(self, variables: Sequence[Any], rows: Any) -> AbstractContextManager[None]:
+    def kept(self, variables: Sequence[Any], rows: Any, data: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
     def rows_of(self, outputs: Any, rows: Any) -> Any:
@@ -74,7 +75,7 @@ class WholeWeights:
     def counted(self, gradients: Sequence[Any]) -> list[Any]:
         return list(gradients)
 
-    def scalars(self, model: Any) -> AbstractContextManager[None]:
+    def scalars(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
@@ -115,6 +116,7 @@ class Part:
             batch_norm.installed(together, self._wire),
             batch_norm.losses_apart(model),
             moving.installed(model, alike=batch_norm.weights_of(together)),
+            metric_updates.installed(model),
         ):
             yield
 
@@ -146,11 +148,13 @@ class Part:
             for index, one in enumerate(normalisers)
         ]
         ends_of_flags = 1 + len(normalisers) + flags.shape[0]
+        row_share = _ratio(local[0], total[0])
+        metric_updates.met(row_share)
         return PartWeights(
             replicas=self._replicas,
             rows=rows,
             all_rows=total[0],
-            row_share=_ratio(local[0], total[0]),
+            row_share=row_share,
             term_shares=None if self._opaque else shares,
             agreed=total[1 + len(normalisers) : ends_of_flags],
             means=moving.cut(total[ends_of_flags:] / total[0], moved),
@@ -166,13 +170,20 @@ class Part:
         return summed(self._wire, gradients, shapes, self._packing)
 
     @contextmanager
-    def kept(self, variables: Sequence[Any], rows: Any) -> Iterator[None]:
+    def kept(self, variables: Sequence[Any], rows: Any, data: Any) -> Iterator[None]:
         """Around all that a replica computes in a step, the backward pass included, which calls a layer again that
-        forgets its activations (keras.remat); it has no effect on `variables` where the replica has no rows."""
-        with batch_norm.counting(rows), means.kept(variables, rows):
+        forgets its activations (keras.remat); it has no effect on `variables` where the replica has no rows, but for
+        those of metrics that are given the rows of all replicas."""
+        replica = metric_updates.Here(self._wire, rows, data, scalars_count=False)
+        with batch_norm.counting(rows), means.kept(variables, rows, replica.alike), metric_updates.here(replica):
             yield
 
     def rows_of(self, outputs: Any, rows: Any) -> Any:
+        if any(output.shape.rank == 0 for output in keras.tree.flatten(outputs)):
+            raise InputError(
+                "Expected outputs with one row a record to predict on several replicas, received one number for the "
+                "whole batch. Let the model return a value a row."
+            )
         return keras.tree.map_structure(lambda output: output[:rows], outputs)
 
 
@@ -211,7 +222,7 @@ class PartWeights:
     def loss(self, model: Any, compute_loss: Update, additional: Sequence[Any]) -> Any:
         """The loss in Keras' view."""
         if self._term_shares is None:
-            with _losses_given(model, list(additional)), self.scalars(model):
+            with _losses_given(model, list(additional)), self.scalars():
                 return self._by_rows(compute_loss())
         # Losses of weights are the same on every replica, and the shares add up to one.
         with _losses_given(model, [self._by_rows(loss) for loss in additional]):
@@ -226,9 +237,10 @@ class PartWeights:
         has_rows = tf.cast(self.row_share > 0, tf.float64)
         return [None if gradient is None else counted(gradient, has_rows) for gradient in gradients]
 
-    def scalars(self, model: Any) -> AbstractContextManager[None]:
-        """Around what a model may give to its metrics by itself: one number for a batch counts by rows."""
-        return means.counted_by_rows(model, self.row_share)
+    def scalars(self) -> AbstractContextManager[None]:
+        """Around what a model may give to the trackers of its losses by itself: one number for a batch counts by
+        rows."""
+        return metric_updates.scalars_counted()
 
     def tracked(self, loss: Any, x: Any) -> tuple[Any, Any]:
         """What the loss tracker is given: a value, and how much it counts."""

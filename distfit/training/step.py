@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
 from distfit.log import warn_once
-from distfit.training import batch_norm, programs
+from distfit.training import batch_norm, metric_updates, programs
 from distfit.training.accumulation import Accumulation
 from distfit.training.own_step import OwnStep, overrides
 from distfit.training.reduction import BUCKET_BYTES, Packing
@@ -112,7 +112,7 @@ class Step:
         if overrides(self._model, "test_step"):
             with self._recorded("test", [rows, data]):
                 return self._own.run("test_step", rows, flags, data)
-        with self._recorded("test", [rows, data]), self._counting(rows):
+        with self._recorded("test", [rows, data]), self._counting(rows, data):
             batch = unpack_x_y_sample_weight(data)
             weights, y_pred = self._test(batch, rows, flags)
             return self._metrics(batch, y_pred, weights), weights.agreed
@@ -144,7 +144,7 @@ class Step:
             with self._recorded(name, [rows, data]):
                 logs, agreed = self._own.run("train_step", rows, flags, data)
                 return logs, self._with_evidence(agreed)
-        with self._recorded(name, [rows, data]), self._counting(rows):
+        with self._recorded(name, [rows, data]), self._counting(rows, data):
             batch = unpack_x_y_sample_weight(data)
             gradients_of = self._compiled_gradients if self._in_parts else self._gradients
             weights, y_pred, gradients = gradients_of(batch, rows, flags)
@@ -200,7 +200,7 @@ class Step:
     def _previewed(self, batch: tuple, training: bool) -> list[Any]:
         """The normalisers of the losses, from a forward pass of which TensorFlow keeps only what they need (masks):
         nothing that it assigns is kept."""
-        with keras.StatelessScope():
+        with keras.StatelessScope(), metric_updates.discarded():
             x, y, sample_weight = batch
             return self._share.normalisers(self._model, y, self._forward(x, training), sample_weight)
 
@@ -234,7 +234,7 @@ class Step:
 
     def _metrics(self, batch: tuple, y_pred: Any, weights: Any) -> dict:
         x, y, sample_weight = batch
-        with weights.scalars(self._model):
+        with weights.scalars():
             return self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _update(self, gradients: list[Any], ends_update: bool) -> None:
@@ -260,9 +260,9 @@ class Step:
             yield
         self.transfers[name] = transfers
 
-    def _counting(self, rows: Any) -> AbstractContextManager[None]:
+    def _counting(self, rows: Any, data: Any) -> AbstractContextManager[None]:
         # From the first line: layers and an overridden compute_loss may feed metrics as well.
-        return self._share.kept(metric_variables(self._model), rows)
+        return self._share.kept(metric_variables(self._model), rows, data)
 
 
 @dataclass

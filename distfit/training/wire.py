@@ -170,6 +170,10 @@ class Wire:
 
         return gathered(tensor)
 
+    def note(self, what: str) -> None:
+        """Something that replicas must do alike and that sends nothing; ranks compare it with what they send."""
+        self._current.transfers.append(Transfer(self._unique(what), "uint8", 0))
+
     def alike(self, tensor: Any) -> bool:
         """Whether a tensor of this step is known to be the same on every replica."""
         return self._current.origins.of(tensor) is Origin.SAME

@@ -1,0 +1,1 @@
+"""What a training keeps, and goes on from: docs/guides/checkpoints.md."""
