@@ -117,7 +117,7 @@ def arguments(verbose: Any, **given: Any) -> None:
         raise InputError(f"Expected verbose to be 0, 1, 2 or 'auto', received {verbose!r}.")
     for name in ("epochs", "initial_epoch"):
         _whole(name, given.get(name, 0), 0)
-    for name in ("steps", "steps_per_epoch", "validation_steps", "in_sync_steps"):
+    for name in ("steps", "steps_per_epoch", "validation_steps", "in_sync_steps", "logs_every_steps"):
         _whole(name, 1 if given.get(name) is None else given[name], 1)
     freq, split = given.get("validation_freq", 1), given.get("validation_split", 0)
     if not isinstance(freq, Collection) or isinstance(freq, str):

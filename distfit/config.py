@@ -136,6 +136,25 @@ class Optimizer(_Section):
     )
 
 
+class Checkpoints(_Section):
+    """When the state of a run is saved into run_dir/checkpoint, and what stays: see `distfit.Checkpoint`."""
+
+    every_steps: Positive | None = Field(default=None, description="save after every so many steps; null does not")
+    every_seconds: float | None = Field(
+        default=None, gt=0, description="save when so many seconds have passed; null is 300 without every_steps"
+    )
+    keep: Positive = Field(default=3, description="so many of the newest stay")
+    best: str | None = Field(
+        default=None, description="a metric such as val_accuracy: the best epoch's state is saved, and stays"
+    )
+    mode: Literal["auto", "min", "max"] = Field(
+        default="auto", description="which of two values of that metric is better; auto goes by its name"
+    )
+    every_hours: float | None = Field(
+        default=None, gt=0, description="of each span of so many hours, one stays for good; null: none does"
+    )
+
+
 class RunConfig(_Section):
     """One training run."""
 
@@ -200,6 +219,15 @@ class RunConfig(_Section):
         default="runs/default",
         min_length=1,
         description="the folder for logs, checkpoints and results; relative to the current folder",
+    )
+    checkpoint: Checkpoints = Field(
+        default=Checkpoints(), description="when the state of the run is saved, and which states stay"
+    )
+    resume: bool = Field(
+        default=True, description="go on where run_dir/checkpoint has been saved; false moves what is there aside"
+    )
+    allow: Names = Field(
+        default=(), description="what may have changed since then, by the names that a refusal says, such as epochs"
     )
     verbose: Annotated[Literal["auto", 0, 1, 2], NoStandIn] = Field(
         default="auto",

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 from keras.src.trainers.data_adapters.data_adapter_utils import unpack_x_y_sample_weight
 
 from distfit import checks
-from distfit.backends.hooks import optimizers_of
-from distfit.callbacks.listening import Listening
-from distfit.callbacks.policy import callbacks_of_rank
+from distfit.backends.hooks import build, everything_shared, optimizers_of
+from distfit.callbacks.hparams import RunFacts
+from distfit.callbacks.listening import Around, Listening
+from distfit.callbacks.policy import Policy, all_of, callbacks_of_rank, policy_of
+from distfit.callbacks.restored import followed
 from distfit.callbacks.saver import ModelSaver
+from distfit.callbacks.tensorboard import TensorBoard
+from distfit.checkpoint.callback_states import names, refuse_restorers
+from distfit.checkpoint.facts import described
 from distfit.data.feed import Feed
 from distfit.data.sources import Request, keras_refusals, source_of
 from distfit.data.tfrecords import TFRecords
 from distfit.monitor.progress import make_progress
+from distfit.monitor.terminal import live_here
 from distfit.training import learning_rate as rates
 from distfit.training import own_step, signature
 from distfit.training.loop import Validation
@@ -146,38 +151,119 @@ def learning_rate(
     return plan
 
 
-def callbacks(session: Session, given: Any, log_dir: Folder = None, checkpoint: Folder = None) -> list[Any]:
+def same_restorers(session: Session, given: Any, kept: bool = False) -> None:
+    """What is restored on the chief is handed out to all ranks, which have to wait for it. Collective.
+
+    Args:
+        given: the user's callbacks.
+        kept: the run keeps its own state, which it goes on from.
+
+    Raises:
+        InputError: something in it is no callback, ranks were given different restorers, or one beside a run that goes
+            on by itself; on every rank.
+    """
+    callbacks = session.agree(lambda: all_of(given))
+    if kept:
+        session.agree(lambda: refuse_restorers(callbacks))
+    session.same(
+        "the same callbacks that restore a run",
+        "Pass them on every rank: the chief alone reads and writes their files, and the others get what it restores.",
+        restorers=[type(callback).__name__ for callback in callbacks if policy_of(callback) is Policy.RESTORER],
+    )
+
+
+def remembered(
+    session: Session,
+    model: keras.Model,
+    train: Feed,
+    validation: Validation | None,
+    callbacks: Any,
+    seed: int,
+    epochs: int,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """What a checkpoint says of its run. Its "fields" have to be the same for a run to go on: none of them depends on
+    the engine or the number of replicas.
+
+    Args:
+        arguments: others that change what is trained.
+    """
+    fields = {fact.what: fact.value for fact in signature.of_model(model) if not fact.what.startswith("variable ")}
+    fields |= {f"data: {name}": str(value) for name, value in train.identity().items()}
+    if validation is not None:
+        fields |= {f"validation: {name}": str(value) for name, value in validation.feed.identity().items()}
+    fields |= {"seed": str(seed), "epochs": str(epochs), "batch_size": str(train.source.batch_size)}
+    fields["callbacks"] = ", ".join(names(all_of(callbacks)))
+    fields |= {f"arguments: {name}": str(value) for name, value in arguments.items()}
+    run = {"engine": session.backend.title, "ranks": session.size, "replicas": session.num_replicas, "seed": seed}
+    return {"fields": fields, "run": run, "model": described(model)}
+
+
+def run_facts(session: Session, train: Feed, seed: int | None) -> RunFacts:
+    """What TensorBoard says of a training, beyond its model."""
+    return RunFacts(
+        engine=session.backend.title,
+        ranks=session.size,
+        replicas=session.num_replicas,
+        batch_size=train.source.batch_size,
+        records=None if train.endless else train.source.records,
+        seed=seed,
+    )
+
+
+def callbacks(
+    session: Session,
+    given: Any,
+    log_dir: Folder = None,
+    saver: ModelSaver | None = None,
+    facts: RunFacts | None = None,
+) -> list[Any]:
     """The callbacks of this rank: the user's, and on the chief those that leave a run's files behind.
+
+    Args:
+        saver: writes the model; None for nobody.
+        facts: of a training; None for an evaluation or a prediction.
 
     Raises:
         InputError: something that was given is no callback.
     """
-    chosen = callbacks_of_rank(given, session.is_chief, session.size)
+    chosen = callbacks_of_rank(followed(given, session), session.is_chief, session.size)
     if session.is_chief and log_dir is not None:
-        chosen.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
-    if session.is_chief and checkpoint is not None:
-        chosen.append(ModelSaver(checkpoint))
+        chosen.append(TensorBoard(log_dir, write_steps_per_second=True))
+    if session.is_chief and saver is not None:
+        chosen.append(saver)
+    for callback in chosen:
+        if facts is not None and isinstance(callback, TensorBoard):
+            callback.of_run(facts)
     return chosen
 
 
 @contextmanager
 def adopted(
-    session: Session, model: keras.Model, ready: Feed, step: str, validation: Validation | None = None
+    session: Session,
+    model: keras.Model,
+    ready: Feed,
+    step: str,
+    validation: Validation | None = None,
+    whole: bool = False,
 ) -> Iterator[None]:
     """The model in the hands of the session's engine, built from the shapes of its data. Collective.
 
     Args:
         step: which of the model's will run: "train_step", "test_step" or "predict_step".
         validation: beside a training.
+        whole: every variable is there before the first step, also with one replica, as a state that is saved needs it.
 
     Raises:
         InputError: Keras cannot build it, or ranks have built different models; on every rank.
     """
     if step != "predict_step":
         same_compilation(session, model)
-    session.agree(lambda: _build(session, model, ready, step, validation))
+    session.agree(lambda: _build(session, model, ready, step, validation, whole))
     same_signature(session, model, ready, None if validation is None else validation.feed)
-    with explained(session, ready.source.batch_size), session.backend.adopted(model):
+    # With one replica no engine does it, and Keras' global stream would be made out of Python's random state.
+    alone = everything_shared(model) if whole and session.num_replicas == 1 else nullcontext()
+    with explained(session, ready.source.batch_size), alone, session.backend.adopted(model):
         yield
 
 
@@ -190,7 +276,7 @@ def listening(
     epochs: int,
     verbose: str | int,
     history: bool = False,
-) -> Iterator[keras.callbacks.CallbackList]:
+) -> Iterator[Listening]:
     """Keras' list of the callbacks, the chief's progress line among them, which is taken away at the end.
 
     Args:
@@ -200,9 +286,10 @@ def listening(
     try:
         yield Listening(
             [*chosen, *speakers],
+            around=_named(session),
             add_history=history,
             model=model,
-            verbose=0 if verbose == 0 else 1,
+            verbose=1 if verbose == "auto" else verbose,
             epochs=epochs,
             steps=ready.num_batches,
         )
@@ -212,24 +299,37 @@ def listening(
             speaker.on_train_end()
 
 
-def _build(session: Session, model: keras.Model, ready: Feed, step: str, validation: Validation | None) -> None:
+def _named(session: Session) -> Around | None:
+    """While a callback runs, the watch knows its name, and whether other ranks run it as well."""
+    if session.size == 1:
+        return None
+
+    known: dict[int, tuple[str, bool]] = {}  # by identity: a user's callback need not be hashable
+
+    def around(callback: keras.callbacks.Callback, method: str) -> AbstractContextManager[Any]:
+        if id(callback) not in known:
+            known[id(callback)] = type(callback).__name__, policy_of(callback) is Policy.EVERY_RANK
+        name, everywhere = known[id(callback)]
+        return session.in_callback(f"{name}.{method}", everywhere)
+
+    return around
+
+
+def _build(
+    session: Session, model: keras.Model, ready: Feed, step: str, validation: Validation | None, whole: bool
+) -> None:
     if (
-        session.num_replicas > 1
+        (session.num_replicas > 1 or whole)
         and step in own_step.STEPS
         and any(map(partial(own_step.overrides, model), own_step.STEPS))
     ):
         own_step.build(model, step, ready.data_spec)
         if validation is not None:
             own_step.build(model, "test_step", validation.feed.data_spec)
+    elif whole:
+        build(model, ready.data_spec)
     else:
         session.backend.build(model, ready.data_spec, targets=step in own_step.STEPS)
-
-
-def in_order(by_rank: list[list[list[Any]]]) -> Any:
-    """Outputs of [rank][step][local replica] as rows in the data's order."""
-    steps = max(len(outputs) for outputs in by_rank)
-    pieces = [piece for step in range(steps) for outputs in by_rank for piece in outputs[step]]
-    return keras.tree.map_structure(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *pieces)
 
 
 def _settings_of_optimizers(model: keras.Model) -> dict[str, Any]:
@@ -262,5 +362,5 @@ def _progress(session: Session, ready: Feed, epochs: int, verbose: str | int) ->
         steps=ready.num_batches,
         epochs=epochs,
         verbose=verbose,
-        live=session.size == 1,
+        live=live_here(session.size, os.environ),
     )

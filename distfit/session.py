@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +29,7 @@ from distfit.differences import comparable, table
 from distfit.errors import DistfitError, InputError, RunError, nearest, on_every_rank
 from distfit.loops.face import HandWritten
 from distfit.topology import Topology, from_environment
-from distfit.watch import Watch
+from distfit.watch import Watch, start
 
 Value = TypeVar("Value")
 
@@ -64,9 +64,11 @@ class Session(HandWritten):
         self.topology: Topology = backend.topology
         self.in_turn = False
         self._meet(devices_were_chosen)
-        self.watch = watch or Watch.start(self.topology, backend.transport.broadcast, stall_limit_s)
+        self.watch = watch or start(self.topology, backend.transport.broadcast, stall_limit_s)
         self.watch.install_hooks()
+        # The engine's own calls are known to the watch as well.
         self.transport: Transport = _Watched(backend.transport, self.watch)
+        backend.transport = self.transport
         from distfit import downloads  # loads Keras
 
         self._until_stop = ExitStack()
@@ -233,6 +235,18 @@ class Session(HandWritten):
                 self.watch.fail(error, secondary=self.backend.failed_elsewhere(error))
             raise
 
+    def in_callback(self, name: str, everywhere: bool) -> AbstractContextManager[None]:
+        """Around each call of a callback's method; two assignments.
+
+        What is collective in a callback (distfit.evaluate, `transport`, ...) begins when all ranks are about to make
+        it. If some never will, as it is under a condition, the run ends with a report that names the callback.
+
+        Args:
+            name: class and method: "Probe.on_epoch_end".
+            everywhere: every rank runs this callback; False where the chief alone does, which may make no such call.
+        """
+        return self.watch.in_callback(name, everywhere)
+
     def stop(self) -> None:
         """Leave the job."""
         self._until_stop.close()
@@ -253,6 +267,10 @@ class _Watched:
     def gather(self, value: Any) -> list[Any]:
         with self._watch.waiting("a gathering of host values"):
             return self._transport.gather(value)
+
+    def collect(self, value: Any) -> list[Any] | None:
+        with self._watch.waiting("a collection of host values"):
+            return self._transport.collect(value)
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         with self._watch.waiting("a sum of host values"):
@@ -309,10 +327,12 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
             if stall_limit_s is not None:
                 _current.watch.limit(stall_limit_s)
             return _current
-        log.speak_as(topology.is_chief)
+        log.speak_as(topology.is_chief, topology.size)
         from distfit.backends.seams import check  # loads Keras
 
         check()
+        if not topology.is_chief:
+            _silence_keras()
         backend = choose(*asked, topology)
         backend.start()
         _leave()
@@ -324,7 +344,7 @@ def init(strategy: str = "auto", devices: int | None = None, *, stall_limit_s: f
             raise on_every_rank(error) from error.__cause__
         _refuse_on_one_rank(error, topology)
         raise
-    log.speak_as(_current.is_chief)
+    log.speak_as(_current.is_chief, _current.size)
     return _current
 
 
@@ -334,6 +354,13 @@ def _leave() -> None:
     if _current is not None:
         _current, leaving = None, _current
         leaving.stop()
+
+
+def _silence_keras() -> None:
+    """What Keras prints (EarlyStopping(verbose=1), model.summary()) the chief says for all; see `log` for the rest."""
+    import keras
+
+    keras.config.disable_interactive_logging()
 
 
 def _overridden_by_environment(strategy: str, devices: int | None) -> tuple[str, int | None]:
@@ -369,6 +396,7 @@ def _refuse_on_one_rank(error: DistfitError, topology: Topology) -> None:
     """
     if topology.size == 1:
         return
+    log.disconnect()
     if not topology.is_chief:
         time.sleep(_CHIEF_FIRST_S)
     if topology.is_chief or not error.agreed:

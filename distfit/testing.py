@@ -33,7 +33,7 @@ _ON_CPUS = {"CUDA_VISIBLE_DEVICES": "-1"}
 # Python then prints the stacks of all threads when it is aborted, which is how a rank that hangs is asked for them.
 _STACKS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
 # A program of somebody's own may have registered faulthandler for the second one.
-_ASKING = (signal.SIGABRT, signal.SIGUSR1)
+_ASKING = (signal.SIGABRT, signal.SIGQUIT)
 # How the kernel's names of launchers and of their daemons begin: they would end their ranks, or pass a signal on.
 _LAUNCHERS = ("mpirun", "mpiexec", "orterun", "orted", "prte", "hydra", "srun")
 _STACKS_PRINTED_S = 1.5

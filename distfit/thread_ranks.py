@@ -8,8 +8,9 @@
     histories = run(train, ranks=3)              # one result a rank
 
 Inside, `distfit.init()` and `distfit.fit` see a job of three ranks: each has a session, models, callbacks and a part of
-the data of its own, and all numbers are global, as under mpirun. What is tried in this way: callbacks, data, metrics, a
-train_step. What is not: launching, Horovod, the failure watch, speed.
+the data of its own, and all numbers are global, as under mpirun. What is tried in this way: callbacks (one that calls a
+collective on some ranks only is reported by its name), data, metrics, a train_step. What is not: launching, Horovod,
+the rest of the failure watch, speed.
 
 Each rank traces its own steps, one after the other, which is most of what a short test waits for.
 
@@ -29,7 +30,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import keras
 import tensorflow as tf
@@ -39,7 +40,8 @@ from distfit.backends.threads import Group, Missed, RandomStates, Threads
 from distfit.errors import InputError, RunError
 from distfit.session import Session, as_session
 from distfit.topology import Topology
-from distfit.watch import NoWatch
+from distfit.watch import Here, SharedWatch
+from distfit.watch.calls import Call
 
 Result = TypeVar("Result")
 
@@ -160,26 +162,49 @@ class _Job:
         topology = Topology(rank, self.ranks, rank, self.ranks)
         backend = Threads(topology, self.group)
         backend.start()
-        watch = _TakesTurns(self.group, rank)
+        watch = _TakesTurns(self.group, rank, self.limit_s)
         session = Session(backend, ("auto", None), self.limit_s, devices_were_chosen=True, watch=watch)
         self.sessions.append(session)
         return session
 
 
-class _TakesTurns(NoWatch):
-    """Nobody is watched: `run` sees its ranks end. But where ranks wait for each other, turns end and begin."""
+class _TakesTurns(SharedWatch):
+    """Nobody's end is watched: `run` sees it. But where ranks wait for each other, turns end and begin; and what a
+    callback calls begins when all ranks are about to, as between processes."""
 
-    def __init__(self, group: Group, rank: int) -> None:
-        super().__init__()
+    def __init__(self, group: Group, rank: int, stall_limit_s: float) -> None:
+        super().__init__(Here(stall_limit_s))
         self._group, self._rank = group, rank
+        group.watched(rank, self._here)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Who has waited in a step takes its turn again."""
         try:
-            yield
+            with super().waiting(what):
+                self._group.waits()
+                yield
         finally:
             self._group.turns.take(self._rank)
+
+    def fail(self, error: BaseException, *, secondary: bool = False) -> NoReturn:
+        """Raise it; `run` ends the others."""
+        raise error
+
+    def limit(self, stall_limit_s: float) -> None:
+        """`run` has its own."""
+
+    def install_hooks(self) -> None:
+        """A rank's exceptions are `run`'s."""
+
+    def close(self) -> None:
+        """`run` knows."""
+
+    def _meet(self, call: Call) -> None:
+        self._group.meet(self._rank, call)
+
+    def _section_changed(self) -> None:
+        """Nobody asks."""
 
 
 def _places(threads: Sequence[threading.Thread]) -> list[str]:

@@ -41,8 +41,8 @@ from tests.ranks import show_stacks_when_asked
 
 # Five steps an epoch, of which the last has one row: all replicas but one have none.
 BATCH, ROWS, EPOCHS, CLASSES, WORDS, LENGTH = 12, 49, 3, 3, 10, 5
-# Steps of an epoch of the runs that count reads: a log point at every third (LOG_POINTS_PER_EPOCH is 20).
-READ_STEPS = 60
+# Of an epoch of the runs that count reads; with several replicas there is a log point at every third.
+READ_STEPS, LOGS_EVERY_STEPS = 60, 3
 BUCKET_BYTES = 128
 RNG = np.random.default_rng(0)
 CASE_MARK = "counters."
@@ -132,7 +132,7 @@ ALONE = ("mlp", "two_steps_a_call", "accumulation")
 
 
 class Listener(keras.callbacks.Callback):
-    """Wants to know of every batch."""
+    """Wants to know of every batch, and of no value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,18 @@ class Listener(keras.callbacks.Callback):
         self.batches += 1
 
 
-READS: dict[str, list[Callable[[], Any]]] = {"nobody_listens": [], "somebody_listens": [Listener]}
+class Reader(Listener):
+    """Looks at every batch's loss."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        assert np.isfinite(logs["loss"])
+
+
+READS: dict[str, list[Callable[[], Any]]] = {
+    "nobody_listens": [],
+    "somebody_listens": [Listener],
+    "somebody_reads": [Reader],
+}
 
 
 class Engine:
@@ -363,7 +374,8 @@ def count_reads(engine: Engine, case: str) -> Found:
     model, data, _ = mlp(BATCH * READ_STEPS)
     with pytest.MonkeyPatch.context() as patch:
         reads.noted(patch)
-        engine.fit((model, data, {}), epochs=2, callbacks=[make() for make in READS[case]])
+        callbacks = [make() for make in READS[case]]
+        engine.fit((model, data, {}), epochs=2, callbacks=callbacks, logs_every_steps=LOGS_EVERY_STEPS)
     variables = [variable for metric in model.metrics for variable in metric.variables]
     return {"reads": reads.found, "metrics": len(model.metrics), "states": len(variables)}
 
@@ -387,8 +399,7 @@ def count(text: str, folder: Path) -> None:
     engine = Engine(text)
     several = engine.session.num_replicas > 1
     found = {case: count_steps(engine, case) for case in (STEPS_OF if several else ALONE)}
-    # Of several replicas' metrics the loop makes numbers for itself, whoever listens.
-    found |= {case: count_reads(engine, case) for case in (READS if not several else ["somebody_listens"])}
+    found |= {case: count_reads(engine, case) for case in READS}
     if engine.session.is_chief:
         (folder / f"{text.replace(':', '-')}.json").write_text(json.dumps(found))
 

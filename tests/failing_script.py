@@ -115,8 +115,53 @@ def ctrl_c() -> None:
     train(callbacks=[At(0, lambda: os.kill(os.getppid(), signal.SIGINT)), At(None, sleep_like_a_dormouse)])
 
 
+class Calls(keras.callbacks.Callback):
+    """Calls something that needs all ranks after the first epoch: on every rank, or under the classic condition."""
+
+    def __init__(self, call: Callable[[keras.Model], Any], on_the_chief_only: bool) -> None:
+        super().__init__()
+        self._call, self._on_the_chief_only = call, on_the_chief_only
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if distfit.init().is_chief or not self._on_the_chief_only:
+            note_the_time()
+            self._call(self.model)
+
+
+def evaluated(model: keras.Model) -> dict:
+    return distfit.evaluate(model, X[:24], Y[:24], batch_size=BATCH, verbose=0, return_dict=True)
+
+
+def reduced_by_horovod(model: keras.Model) -> None:
+    import horovod.tensorflow as hvd
+
+    hvd.allreduce(np.ones(3))
+
+
+def evaluate_if_chief() -> None:
+    train(callbacks=[Calls(evaluated, on_the_chief_only=True)])
+
+
+def evaluate_in_a_callback_of_the_chief() -> None:
+    train(callbacks=[distfit.chief_only(Calls(evaluated, on_the_chief_only=False))])
+
+
+def horovod_if_chief() -> None:
+    train(callbacks=[Calls(reduced_by_horovod, on_the_chief_only=True)])
+
+
+class Evaluates(keras.callbacks.Callback):
+    """Evaluates, as it may, on every rank; what it found ends in the history."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        position = distfit.init().watch.position
+        assert position
+        logs["own_loss"] = evaluated(self.model)["loss"]
+        assert distfit.init().watch.position == position
+
+
 def all_is_well() -> None:
-    finished(train(validation_data=(X[:24], Y[:24])))
+    finished(train(validation_data=(X[:24], Y[:24]), callbacks=[Evaluates()]))
 
 
 def without_horovod() -> None:

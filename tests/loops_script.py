@@ -16,6 +16,7 @@ import contextlib
 import io
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -85,6 +86,7 @@ def _run(label: str, folder: Path, target: Path) -> None:
 def _of_files(paths: Any) -> Iterator[tuple[str, Any]]:
     for path in sorted(paths):
         for precision in ("float32", "float64") if path.name in AS_WRITTEN else ("float64",):
+            shutil.rmtree("runs", ignore_errors=True)  # each is a run of its own
             with _precision(precision), _quiet():
                 found = runpy.run_path(str(path))
             models = found.get("models") or [found["model"]]

@@ -97,7 +97,8 @@ def fit(engine: Engine, model: Any, *data: Any, **arguments: Any) -> Result:
         history = model.fit(*data, **arguments)
     else:
         watchers = [*arguments.pop("callbacks", []), ReplicasAgree(engine)]
-        history = distfit.fit(model, *data, **arguments, callbacks=watchers, **engine.options)
+        # Each step's values, as Keras has them.
+        history = distfit.fit(model, *data, **arguments, callbacks=watchers, logs_every_steps=1, **engine.options)
     states = [variable.numpy().ravel() for optimizer in optimizers_of(model) for variable in optimizer.variables]
     logs = {f"history/{name}": np.array(values) for name, values in history.history.items()}
     return {"weights": np.concatenate([np.ravel(weight) for weight in model.get_weights()] + states), **logs}

@@ -4,7 +4,7 @@
     assert job.code == 0, job.report()
 
 Every job runs as `distfit.testing` runs it: in a session of its own with a limit in seconds. One that passes its limit
-is asked for the Python stacks of all its ranks (here SIGUSR1, see `show_stacks_when_asked`), then killed, and fails the
+is asked for the Python stacks of all its ranks (here SIGQUIT, see `show_stacks_when_asked`), then killed, and fails the
 test with everything that was printed.
 """
 
@@ -101,7 +101,7 @@ def require(launcher: str) -> None:
 
 
 def show_stacks_when_asked() -> None:
-    """In a rank: print the stacks of all threads when the test asks (SIGUSR1)."""
+    """In a rank: print the stacks of all threads when the test asks (SIGQUIT)."""
     import faulthandler
 
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)

@@ -50,7 +50,10 @@ def run(*arguments):
 
 
 COMMANDS = [
-    *("bench input", "check", "data build", "data index", "data inspect", "data verify", "doctor", "evaluate"),
+    *("bench input", "check"),
+    *("checkpoint diff", "checkpoint export", "checkpoint list", "checkpoint prune", "checkpoint show"),
+    "checkpoint verify",
+    *("data build", "data index", "data inspect", "data verify", "doctor", "evaluate"),
     *("horovod install", "launch", "train"),
 ]
 

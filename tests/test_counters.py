@@ -182,7 +182,7 @@ def reads(found):
 @pytest.mark.parametrize("engine", SEVERAL)
 def test_several_replicas_read_metrics_at_log_points_and_nothing_of_the_step_that_runs(counted, engine):
     """Ranks read one thing more: the flags of the step before, when this one is on its way."""
-    found = counted(engine)["somebody_listens"]
+    found = counted(engine)["somebody_reads"]
     ranks = engine == "horovod"
     copies = 1 if ranks else REPLICAS[engine]
     at_a_log_point = found["states"] * copies + found["metrics"]
@@ -192,12 +192,20 @@ def test_several_replicas_read_metrics_at_log_points_and_nothing_of_the_step_tha
     }
 
 
-def test_one_replica_reads_nothing_where_nobody_listens(counted):
-    assert set(map(tuple, reads(counted("single")["nobody_listens"]).values())) == {(0, 0, 0)}
+@pytest.mark.parametrize("engine", SEVERAL)
+def test_several_replicas_make_no_values_of_batches_where_nobody_wants_them(counted, engine):
+    of_flags = 1 if engine == "horovod" else 0
+    found = reads(counted(engine)["nobody_listens"])
+    assert found == {step: [0, 0, of_flags if step > 1 else 0] for step in range(1, READ_STEPS)}
 
 
-def test_who_listens_on_one_replica_gets_each_batchs_own_logs_as_keras_gives_them(counted):
-    found = counted("single")["somebody_listens"]
+@pytest.mark.parametrize("case", ["nobody_listens", "somebody_listens"])
+def test_one_replica_reads_nothing_where_nobody_looks_at_a_value(counted, case):
+    assert set(map(tuple, reads(counted("single")[case]).values())) == {(0, 0, 0)}
+
+
+def test_who_looks_on_one_replica_gets_each_batchs_own_logs_as_keras_gives_them(counted):
+    found = counted("single")["somebody_reads"]
     assert set(map(tuple, reads(found).values())) == {(0, found["metrics"], 0)}
 
 

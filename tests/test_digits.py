@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -66,7 +67,10 @@ def test_one_rank_speaks_and_the_run_folder_is_whole(run_of, name):
     assert (job.output + job.errors).count(f"epoch {EPOCHS}/{EPOCHS}") == 1
     files = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     logs = {file for file in files if file.startswith("logs/")}
-    assert files - logs == {"config.yaml", "history.json", "checkpoint/model.keras"}
+    kept = {file for file in files if file.startswith("checkpoint/step-")}
+    assert {Path(file).name for file in kept} == {"facts.json", "manifest.json", "tensors.safetensors"}
+    of_checkpoint = {"checkpoint/model.keras", "checkpoint/latest", "checkpoint/run.lock"}
+    assert files - logs - kept == {"config.yaml", "history.json"} | of_checkpoint
     assert {file.split("/")[1] for file in logs} == {"train", "validation"}
     assert len(logs) == 2
 

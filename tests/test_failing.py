@@ -12,11 +12,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from distfit.checkpoint.folder import Checkpoints
 from tests.ranks import launch
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 END_LIMIT_S = 10.0  # the promise: this long after one rank broke, none is left
+# A collective that some ranks never make is no break: it is found out, in seconds, and not by the limit of 600 s.
+FOUND_OUT_S = 60.0
 # TensorFlow's native code says these on every process, before anybody could silence it.
 TENSORFLOW_SAYS = re.compile(r"WARNING: All log messages before absl|[IWE]0000 ")
 LAUNCHER_TAG = re.compile(r"^\[\d+\]<std(?:err|out)>:", re.M)
@@ -26,12 +29,12 @@ LAUNCHER_TAG = re.compile(r"^\[\d+\]<std(?:err|out)>:", re.M)
 def fail(tmp_path):
     """Runs a case of tests/failing_script.py; fails the test when the ranks outlive the promise."""
 
-    def run(case, ranks=3, **arguments):
+    def run(case, ranks=3, within_s=END_LIMIT_S, **arguments):
         job = launch(["-m", "tests.failing_script", case, str(tmp_path)], ranks=ranks, limit_s=120, **arguments)
         ended = time.monotonic()
         broke = tmp_path / "broke"
         assert broke.exists(), job.report()
-        assert ended - float(broke.read_text()) < END_LIMIT_S, job.report()
+        assert ended - float(broke.read_text()) < within_s, job.report()
         assert job.code != 0, job.report()
         return job
 
@@ -53,14 +56,17 @@ def assert_reported_once(job, *parts):
 
 def assert_only_whole_files(folder):
     """The model of the epoch before is there and loads; nothing unfinished lies beside it."""
-    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["model.keras"]
+    names = {path.name for path in (folder / "checkpoint").iterdir() if not path.name.startswith("step-")}
+    assert names - {"latest"} == {"model.keras", "run.lock"}
+    assert Checkpoints(folder / "checkpoint").newest()[1] == []
     keras.models.load_model(folder / "checkpoint" / "model.keras")
 
 
 @pytest.mark.parametrize(("launcher", "ranks"), [("mpirun", 3), ("gloo", 2)])
 def test_exception_on_one_rank_ends_all_with_its_traceback_once(fail, tmp_path, launcher, ranks):
     job = fail("exception_on_rank_1", ranks, launcher=launcher)
-    header = rf"distfit: rank 1 of {ranks} on host \S+ failed at epoch 2, step 3: OSError: the valve is stuck\n"
+    where = "at epoch 2, step 3 in At.on_train_batch_end"
+    header = rf"distfit: rank 1 of {ranks} on host \S+ failed {where}: OSError: the valve is stuck\n"
     assert len(re.findall(header, errors(job))) == 1, job.report()
     assert_reported_once(job, 'raise OSError("the valve is stuck")', "\nOSError: the valve is stuck\n")
     assert_only_whole_files(tmp_path)
@@ -68,7 +74,9 @@ def test_exception_on_one_rank_ends_all_with_its_traceback_once(fail, tmp_path, 
 
 def test_the_same_exception_on_all_ranks_is_printed_once(fail):
     job = fail("exception_everywhere")
-    assert_reported_once(job, "failed at epoch 2, step 3", 'raise OSError("the valve is stuck")')
+    assert_reported_once(
+        job, "failed at epoch 2, step 3 in At.on_train_batch_end", 'raise OSError("the valve is stuck")'
+    )
 
 
 def test_traceback_of_one_process_does_not_meet_the_progress_line(fail):
@@ -79,7 +87,9 @@ def test_traceback_of_one_process_does_not_meet_the_progress_line(fail):
 
 def test_exit_inside_a_training_is_a_failure(fail):
     job = fail("exit_with_3")
-    assert_reported_once(job, "failed at epoch 2, step 3: SystemExit: 3", "lambda: sys.exit(3)")
+    assert_reported_once(
+        job, "failed at epoch 2, step 3 in At.on_train_batch_end: SystemExit: 3", "lambda: sys.exit(3)"
+    )
 
 
 def test_rank_that_leaves_before_its_training_is_missed(fail):
@@ -107,6 +117,22 @@ def test_rank_that_stays_away_ends_the_run_with_all_stacks(fail):
     assert_reported_once(job, "has waited for the other ranks for 4 s", "rank 1 on host")
     assert said.index("in sleep_like_a_dormouse") < said.index("each of ranks 0, 2"), job.report()
     assert said.count("in sleep_like_a_dormouse") == 1, job.report()
+
+
+@pytest.mark.parametrize(
+    ("case", "ranks", "called"), [("evaluate_if_chief", 3, "distfit.evaluate"), ("horovod_if_chief", 2, "horovod.")]
+)
+def test_collective_under_a_condition_of_one_rank_is_reported_by_name(fail, case, ranks, called):
+    job = fail(case, ranks, within_s=FOUND_OUT_S)
+    others = "rank 1 did not, but waits in" if ranks == 2 else "ranks 1-2 did not, but wait in"
+    assert_reported_once(job, f"called {called}", "in Calls.on_epoch_end (failing_script.py, line", others)
+    assert "limit" not in errors(job), job.report()
+
+
+def test_collective_in_a_callback_of_the_chief_is_an_error_at_once(fail):
+    job = fail("evaluate_in_a_callback_of_the_chief", 2)
+    called = "\ndistfit.errors.RunError: Calls.on_epoch_end runs on the chief alone and called distfit.evaluate ("
+    assert_reported_once(job, "failed at epoch 1, step 4 in Calls.on_epoch_end", called)
 
 
 def test_ctrl_c_ends_all_without_a_flood_of_tracebacks(fail):
@@ -161,6 +187,8 @@ def test_a_normal_run_is_silent_on_all_ranks_but_the_chief(tmp_path):
     assert [line for line in tagged if line.startswith("[1,0]<stderr>:distfit")], job.report()
     assert_only_whole_files(tmp_path)
     history = json.loads((tmp_path / "history.json").read_text())
+    # The same rows, evaluated by a callback within the training.
+    assert history["own_loss"] == pytest.approx(history["val_loss"], rel=1e-6)
     for folder, prefix in (("train", ""), ("validation", "val_")):
         logged = read_logs(tmp_path / "logs" / folder)
         assert logged["epoch_loss"] == pytest.approx(history[f"{prefix}loss"], rel=1e-6)

@@ -98,7 +98,7 @@ class TestFaults:
         assert "model.keras was left as it is" in message
         (chief, *_) = seen(engine)
         assert chief["found_before_the_model_is_saved"]["kept"] == [True]
-        assert chief["found_before_the_model_is_saved"]["left"] == ["model.keras"]
+        assert chief["found_before_the_model_is_saved"]["left"] == ["model.keras", "run.lock"]
 
     def test_what_the_last_callback_changes_is_found_at_the_end(self, seen, engine):
         message = error(seen, engine, "the_last_callback_of_all")

@@ -96,7 +96,7 @@ def test_the_rest_of_a_file_that_is_cut_off_is_left_out_and_said(tmp_path):
     path = folder / NAMES[1]
     path.write_bytes(path.read_bytes()[:-3])
     source = source_of(folder)
-    source.begin(rank=0, training=True)
+    source.begin(is_chief=True, training=True)
     assert [number for step in steps_of(source) for number in step] == list(range(RECORDS - 1))
     assert source.tally(True).by_file == {str(path): 1}
 
@@ -118,7 +118,7 @@ def test_one_bad_record_of_a_few_is_not_too_many(tmp_path):
 def test_each_pass_counts_anew(tmp_path):
     source = source_of(write(tmp_path, flipped=[2, 15]), most_bad=0.1)
     for _ in range(3):
-        source.begin(rank=0, training=True)
+        source.begin(is_chief=True, training=True)
         steps_of(source)
     assert source.tally(True).skipped == 6
     assert sum(source.tally(True).by_file.values()) == 2

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 from distfit.errors import InputError
-from distfit.training import means, own_step
+from distfit.training import means, metric_updates, own_step
 from distfit.training.origin import Origin, Origins
+from distfit.training.wire import Wire
 from tests.own_steps_script import CASES
 from tests.ranks import launch
 
@@ -195,7 +196,9 @@ def test_what_is_computed_eagerly_counts_as_a_replicas_own():
 def test_a_scalar_counts_by_rows_and_rows_count_themselves():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.mean, model.hits = keras.metrics.Mean(), keras.metrics.BinaryAccuracy()
-    with means.counted_by_rows(model, tf.constant(0.25, tf.float64)):
+    replica = metric_updates.Here(Wire(None), rows=1, data=())
+    replica.met(tf.constant(0.25, tf.float64))
+    with metric_updates.installed(model), metric_updates.here(replica):
         model.mean.update_state(4.0)
         model.mean.update_state(4.0, sample_weight=2.0)
         model.mean.update_state([1.0, 2.0])

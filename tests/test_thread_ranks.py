@@ -96,6 +96,62 @@ def test_ranks_have_random_states_of_their_own_and_leave_none_behind():
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
+class _Calls(keras.callbacks.Callback):
+    """Calls something after each epoch, on those ranks that want to."""
+
+    def __init__(self, call, wants=lambda session: True):
+        super().__init__()
+        self._call, self._wants = call, wants
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._wants(distfit.init()):
+            self._call(self.model)
+
+
+def _evaluated(model):
+    return distfit.evaluate(model, ROWS, ROWS.sum(axis=1, keepdims=True), batch_size=16, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "wants", "report"),
+    [
+        (
+            lambda model: distfit.init().transport.broadcast("hello"),
+            lambda session: session.is_chief,
+            r"rank 0 of 3 called session\.transport\.broadcast in _Calls\.on_epoch_end .*; "
+            r'ranks? [12-]+ did not, but waits? in "the end of an epoch"',
+        ),
+        (
+            _evaluated,
+            lambda session: not session.is_chief,
+            r"called distfit\.evaluate in _Calls\.on_epoch_end .*; rank 0 did not, but waits in",
+        ),
+    ],
+    ids=["the chief", "all but the chief"],
+)
+def test_collective_that_some_ranks_call_in_a_callback_is_reported_by_name(call, wants, report):
+    with pytest.raises(RunError, match=report):
+        run(lambda: _train(epochs=2, callbacks=[_Calls(call, wants)]), RANKS)
+
+
+def test_collective_in_a_callback_of_the_chief_alone_is_refused():
+    with pytest.raises(RunError, match=r"_Calls\.on_epoch_end runs on the chief alone and called distfit\.evaluate"):
+        run(lambda: _train(callbacks=[distfit.chief_only(_Calls(_evaluated))]), RANKS)
+
+
+def test_callback_that_evaluates_on_every_rank_changes_nothing():
+    def train():
+        found = []
+        history, weights = _train(epochs=2, callbacks=[_Calls(lambda model: found.append(_evaluated(model)))])
+        return found, history, weights
+
+    history, weights = run(lambda: _train(epochs=2), RANKS)[0]
+    for found, own_history, own_weights in run(train, RANKS):
+        assert (own_history, own_weights.tobytes()) == (history, weights.tobytes())
+        # Before and after the steps of the second epoch, around its mean.
+        assert found[0] > history["loss"][1] > found[1]
+
+
 def test_callbacks_see_global_numbers_and_only_the_chief_speaks(caplog):
     def train():
         seen = []

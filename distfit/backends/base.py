@@ -116,6 +116,10 @@ class Backend(ABC):
         """Whether an error only says that another process has gone, so that its cause is to be told there."""
         return False
 
+    def first_copy(self, variable: Any) -> Any:
+        """Outside `run`: the tf.Variable that the first local replica holds for a Keras variable."""
+        return variable._value
+
     def replica_values(self, variable: Any) -> list[Any]:
         """Outside `run`: what each local replica holds in a Keras variable, as NumPy arrays."""
         return [variable.numpy()]

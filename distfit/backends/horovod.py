@@ -70,7 +70,7 @@ class Horovod(Backend):
         _refuse(same_mpi(self.topology.size, hvd.size(), libraries))
         self._hvd = hvd
         self.topology = Topology(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
-        self.transport: Transport = mpi or _HorovodObjects(hvd)
+        self.transport: Transport = mpi or _HorovodObjects(hvd, self.topology.is_chief)
 
     def stop(self) -> None:
         self._hvd.shutdown()
@@ -195,14 +195,19 @@ def _start_mpi() -> MPI:
 class _HorovodObjects:
     """Host values by Horovod's own functions, for ranks that were not started under MPI."""
 
-    def __init__(self, hvd: Any) -> None:
-        self._hvd = hvd
+    def __init__(self, hvd: Any, is_chief: bool) -> None:
+        self._hvd, self._is_chief = hvd, is_chief
 
     def broadcast(self, value: Any) -> Any:
         return self._hvd.broadcast_object(value, root_rank=0, name="distfit.object")
 
     def gather(self, value: Any) -> list[Any]:
         return self._hvd.allgather_object(value, name="distfit.objects")
+
+    def collect(self, value: Any) -> list[Any] | None:
+        # Horovod has no gathering at one rank: the others get everything too, and let go of it.
+        gathered = self.gather(value)
+        return gathered if self._is_chief else None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         return np.sum(self._hvd.allgather_object(array, name="distfit.arrays"), axis=0)

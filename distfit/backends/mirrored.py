@@ -117,6 +117,10 @@ class Mirrored(Backend):
         finally:
             del extended._use_merge_call
 
+    def first_copy(self, variable: Any) -> Any:
+        value = variable._value
+        return value.values[0] if hasattr(value, "values") else value
+
     def replica_values(self, variable: Any) -> list[Any]:
         value = variable._value
         copies = value.values if hasattr(value, "values") else [value]

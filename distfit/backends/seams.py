@@ -126,6 +126,11 @@ REPLACED = (
     Hook("keras.Loss.__call__", "public, but wrapped: a loss in a model's own step is weighed by its divisor"),
     Hook("tensorflow.GradientTape.gradient", "public, but wrapped: a model's own step sees the global loss"),
     Hook(
+        "keras.callbacks.TensorBoard._compute_steps_per_second",
+        "steps without the validation, and counted as steps",
+        asked_by="keras.callbacks.TensorBoard._log_epoch_metrics",
+    ),
+    Hook(
         "keras.src.utils.file_utils.urlretrieve",
         "a download gets its name when it is whole: another rank takes the half file for complete",
         asked_by="keras.src.utils.file_utils.get_file",
@@ -135,8 +140,7 @@ REPLACED = (
 # Called, read or overridden.
 CALLED = (
     Hook("keras.Layer._flatten_layers", "finds layers that mix rows within others"),
-    Hook("keras.metrics.MeanMetricWrapper._fn", "asked whether it answers one number for a batch"),
-    Hook("keras.metrics.MeanMetricWrapper._fn_kwargs", "what that function is called with"),
+    Hook("keras.metrics.MeanMetricWrapper._fn_kwargs", "over which axis a metric of Keras averages"),
     Hook("keras.Model._symbolic_build", "makes every variable before replicas share them"),
     Hook("keras.src.backend.compute_output_spec", "calls a model on shapes alone"),
     Hook("keras.Model._flatten_layers", "finds random layers, BatchNormalization and losses of layers"),
@@ -168,6 +172,32 @@ CALLED = (
     Hook("keras.src.trainers.epoch_iterator.EpochIterator._get_iterator", "overridden: a feed brings its own batches"),
     Hook("keras.src.trainers.epoch_iterator.EpochIterator._epoch_iterator", "the epoch that a feed is in"),
     Hook("keras.src.trainers.epoch_iterator.EpochIterator._num_batches", "how many batches a feed has"),
+    Hook("keras.callbacks.TensorBoard._global_train_batch", "the axis of batches goes on after a resume"),
+    Hook("keras.callbacks.TensorBoard._global_test_batch", "the steps of validations go on after a resume"),
+    Hook("keras.callbacks.TensorBoard._previous_epoch_iterations", "the speed of an epoch that goes on"),
+    Hook("keras.callbacks.TensorBoard._epoch_start_time", "the same"),
+    Hook("keras.callbacks.TensorBoard._should_write_train_graph", "the graph is there after a resume"),
+    Hook("keras.callbacks.TensorBoard._push_writer", "files of a run that goes on are cleaned before it writes"),
+    Hook("keras.callbacks.TensorBoard._pop_writer", "the same"),
+    Hook("keras.callbacks.TensorBoard._train_dir", "the same"),
+    Hook("keras.callbacks.TensorBoard._val_dir", "the same"),
+    Hook(
+        "keras.src.trainers.data_adapters.array_data_adapter.ArrayDataAdapter._inputs",
+        "a resumed run recognises its arrays",
+    ),
+    Hook("tensorflow.data.Dataset._as_serialized_graph", "whether passes over a dataset depend on each other"),
+    Hook("keras.callbacks.TensorBoard._batch_start_time", "a call of several steps counts as so many"),
+    Hook("keras.callbacks.TensorBoard._should_trace", "whether steps are profiled"),
+    Hook("keras.callbacks.TensorBoard._start_batch", "the first step that is profiled may lie within a call"),
+    Hook("keras.callbacks.TensorBoard._write_keras_model_summary", "the graph, when the training begins"),
+    Hook("keras.callbacks.TensorBoard._train_writer", "the hyper-parameters, and what an earlier run left"),
+    Hook("keras.callbacks.TensorBoard._val_writer", "the same for the validation"),
+    Hook("keras.callbacks.TensorBoard._writers", "flushed after each epoch"),
+    Hook("keras.callbacks.TensorBoard._close_writers", "an evaluation by itself ends its files"),
+    Hook(
+        "tensorflow.python.ops.summary_ops_v2._ResourceSummaryWriter._resource",
+        "events that are still true are written to a new file of TensorBoard's",
+    ),
     Hook(
         "keras.src.utils.traceback_utils.inject_argument_info_in_traceback._keras_call_info_injected",
         "an error that a layer raises in distfit's name keeps to its one paragraph",
@@ -181,6 +211,10 @@ IMPORTED = (
     Hook(
         "tensorflow.python.ops.control_flow_v2_func_graphs.CondBranchFuncGraph",
         "a transform may draw random numbers in a branch, but not in a loop",
+    ),
+    Hook(
+        "keras.src.backend.tensorflow.trainer.potentially_ragged_concat",
+        "rows of several shapes in a prediction come back as Keras gives them",
     ),
     Hook("keras.src.utils.naming.to_snake_case", "which names of layers Keras made up"),
     Hook("keras.src.random.seed_generator.global_seed_generator", "the stream of random calls without a seed"),

@@ -30,7 +30,10 @@ from tensorflow.python.eager.context import context
 
 from distfit.backends.base import Backend
 from distfit.backends.hooks import build, everything_shared, hooked
+from distfit.errors import RunError
 from distfit.topology import Topology
+from distfit.watch.calls import Call, Calls, Progress
+from distfit.watch.here import Here
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class Group:
         self._changed = threading.Condition()
         self._calls = [0] * size
         self._sent: dict[int, dict[int, bytes]] = {}
+        self._heres: dict[int, Here] = {}
+        self._announced = Calls(size)
+        self._met = 0
         self._queues: dict[tuple[int, int, str, tf.DType], tf.queue.FIFOQueue] = {}
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
@@ -142,6 +148,39 @@ class Group:
             # Everybody is here, so that nobody reads what was sent before.
             self._sent.pop(call - 1, None)
         return [pickle.loads(here[each]) for each in range(self.size)]
+
+    def watched(self, rank: int, here: Here) -> None:
+        """From now on the others can see what this rank is doing."""
+        self._heres[rank] = here
+
+    def waits(self) -> None:
+        """A rank waits for others, who may wait for it in a callback."""
+        with self._changed:
+            if self._announced.pending:
+                self._changed.notify_all()
+
+    def meet(self, rank: int, call: Call) -> None:
+        """Wait until all ranks are about to make a callback's call.
+
+        Raises:
+            RunError: some never will.
+            Missed: another rank has failed.
+        """
+        with self.turns.left(rank), self._changed:
+            before = self._met
+            self._announced.announce(rank, call, now=0.0)
+            if self._announced.met():
+                self._met += 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._met > before or self.aborted or self._contradiction())
+            if self._met == before:
+                raise RunError(self._contradiction()) if not self.aborted else Missed("another rank has failed")
+
+    def _contradiction(self) -> str | None:
+        for rank, here in self._heres.items():
+            self._announced.place(rank, here.place())
+        progress = [Progress(gone=rank in self.ended) for rank in range(self.size)]
+        return self._announced.contradiction(progress, lambda rank: f"rank {rank} of {self.size}")
 
     def queue(self, sender: int, receiver: int, name: str, dtype: tf.DType) -> tf.queue.FIFOQueue:
         """The way of one tensor of a step; closed when its sender has gone."""
@@ -185,17 +224,21 @@ class Group:
 class _Meeting:
     """Host values between the ranks of a group (`transport.Transport`)."""
 
-    def __init__(self, group: Group, rank: int) -> None:
-        self._group, self._rank = group, rank
+    def __init__(self, group: Group, topology: Topology) -> None:
+        self._group, self._topology = group, topology
 
     def broadcast(self, value: Any) -> Any:
-        return self._group.exchange(self._rank, value if self._rank == 0 else None)[0]
+        return self.gather(value if self._topology.is_chief else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        return self._group.exchange(self._rank, value)
+        return self._group.exchange(self._topology.rank, value)
+
+    def collect(self, value: Any) -> list[Any] | None:
+        gathered = self.gather(value)
+        return gathered if self._topology.is_chief else None
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        return functools.reduce(np.add, self._group.exchange(self._rank, array))
+        return functools.reduce(np.add, self.gather(array))
 
 
 class Threads(Backend):
@@ -210,7 +253,7 @@ class Threads(Backend):
 
     def __init__(self, topology: Topology, group: Group) -> None:
         self.topology = topology
-        self.transport = _Meeting(group, topology.rank)
+        self.transport = _Meeting(group, topology)
         self._group = group
 
     def start(self) -> None:

@@ -16,13 +16,16 @@ from distfit.errors import InputError
 class Transport(Protocol):
     """Collective calls for host values.
 
-    `broadcast` returns the chief's object everywhere, `gather` every process's object in rank order,
-    `sum` the element-wise sum of one float64 array of the same shape from each process.
+    `broadcast` returns the chief's object everywhere, `gather` every process's object in rank order, `collect` the
+    same on the chief alone and None elsewhere, `sum` the element-wise sum of one float64 array of the same shape from
+    each process.
     """
 
     def broadcast(self, value: Any) -> Any: ...
 
     def gather(self, value: Any) -> list[Any]: ...
+
+    def collect(self, value: Any) -> list[Any] | None: ...
 
     def sum(self, array: np.ndarray) -> np.ndarray: ...
 
@@ -38,6 +41,9 @@ class Alone:
         return value
 
     def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def collect(self, value: Any) -> list[Any] | None:
         return [value]
 
     def sum(self, array: np.ndarray) -> np.ndarray:
@@ -70,6 +76,9 @@ class MPI:
 
     def gather(self, value: Any) -> list[Any]:
         return self._communicator.allgather(value)
+
+    def collect(self, value: Any) -> list[Any] | None:
+        return self._communicator.gather(value)
 
     def sum(self, array: np.ndarray) -> np.ndarray:
         total = np.empty_like(array)

@@ -83,6 +83,7 @@ class Caught:
             "steps_per_epoch": self._spec.steps,
             "verbose": 0,
             "callbacks": [*call["callbacks"], steps],
+            "logs_every_steps": 1,  # each step is compared
             "stall_limit_s": self._spec.stall_limit_s,
         }
         return self._fit(**(call | changed)).model

@@ -63,6 +63,7 @@ class CaughtLoop:
             given,
             epochs=given.initial_epoch + 1,
             callbacks=callbacks,
+            logs_every_steps=1,  # each step is compared
             verbose=0,
             log_dir=None,
             checkpoint=None,

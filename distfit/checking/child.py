@@ -28,7 +28,6 @@ from distfit.checking.target import Kind, Target
 from distfit.errors import DistfitError, InputError
 from distfit.session import Session, init
 from distfit.topology import from_environment
-from distfit.training import loop
 
 # Of a script that sets none: the same for every run.
 SEED = 20
@@ -73,8 +72,6 @@ def _start(spec: Spec, folder: Path) -> None:
     keras.utils.set_random_seed(SEED)
     if spec.float64:
         keras.config.set_floatx("float64")
-    # Several replicas make numbers for callbacks so often; here each step is compared.
-    loop.LOG_POINTS_PER_EPOCH = max(loop.LOG_POINTS_PER_EPOCH, spec.steps)
     watch = RowWatch(permuted=engine.permuted, random_off=variant.random_off)
     watch.install()
 

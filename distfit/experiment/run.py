@@ -20,7 +20,9 @@ from typing import Any
 import keras
 
 from distfit import checks
+from distfit.callbacks.policy import chief_only
 from distfit.callbacks.saver import MODEL_FILE
+from distfit.checkpoint.options import Checkpoint
 from distfit.config import RunConfig, save, values
 from distfit.data.description import check_labels, load
 from distfit.data.plan import steps_per_epoch
@@ -97,7 +99,7 @@ def train(
             batch_size=config.batch_size,
             steps_per_epoch=only_steps or config.steps_per_epoch,
             validation_steps=_validation_steps(config, job, only_steps or config.validation_steps),
-            callbacks=[*callbacks, *_saves_config(session, config, run_dir / "config.yaml")],
+            callbacks=[*callbacks, _saves_config(config, run_dir / "config.yaml")],
             verbose=config.verbose,
             seed=config.seed,
             strategy=config.strategy,
@@ -105,9 +107,12 @@ def train(
             sync_batch_norm=config.sync_batch_norm,
             reduction_dtype=config.reduction_dtype,
             in_sync_steps=config.in_sync_steps,
+            logs_every_steps=1 if only_steps else None,  # a trial times each step by its values
             learning_rate_scaling=config.optimizer.learning_rate_scaling,
             log_dir=run_dir / "logs",
-            checkpoint=run_dir / "checkpoint",
+            checkpoint=Checkpoint(run_dir / "checkpoint", **dict(config.checkpoint)),
+            resume=config.resume,
+            allow=config.allow,
         )
     with session.running("writing the history"):
         session.from_chief(lambda: _save_history(history, run_dir / "history.json"))
@@ -226,17 +231,15 @@ def _validation_steps(config: RunConfig, job: Job, wanted: int | None) -> int | 
     return min(wanted, steps_per_epoch(job.reader.data.split(config.data.validation).records, config.batch_size))
 
 
-def _saves_config(session: Session, config: RunConfig, path: Path) -> list[keras.callbacks.Callback]:
+def _saves_config(config: RunConfig, path: Path) -> keras.callbacks.Callback:
     """Writes the configuration when training starts: not sooner, as refused input leaves nothing behind."""
-    if not session.is_chief:
-        return []
 
     def write(logs: Any) -> None:
         with _written(path):
             os.makedirs(path.parent, exist_ok=True)
             save(config, path, header=f"distfit train {path}\nThe configuration of this run, resolved.")
 
-    return [keras.callbacks.LambdaCallback(on_train_begin=write)]
+    return chief_only(keras.callbacks.LambdaCallback(on_train_begin=write))
 
 
 def _save_history(history: keras.callbacks.History, path: Path) -> None:

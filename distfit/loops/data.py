@@ -56,7 +56,7 @@ def run_of(
     """The arguments of `Session.training` that say how, compared and checked; None takes the default."""
     choices = Choices(sync_batch_norm, reduction_dtype, BUCKET_BYTES if bucket_bytes is None else bucket_bytes)
     run = Run(in_sync_steps=EVERY_STEPS if in_sync_steps is None else in_sync_steps, choices=choices, **chosen)
-    lengths = {name: getattr(run, name) for name in ("epochs", "initial_epoch", "in_sync_steps")}
+    lengths = {name: getattr(run, name) for name in ("epochs", "initial_epoch", "in_sync_steps", "logs_every_steps")}
     session.same_call("init().training", **lengths, **vars(choices))
     session.agree(lambda: checks.arguments(run.verbose, **lengths))
     session.agree(lambda: checks.choices(choices, session.backend))

@@ -113,6 +113,7 @@ class HandWritten:
         reduction_dtype: str | None = None,
         bucket_bytes: int | None = None,
         in_sync_steps: int | None = None,
+        logs_every_steps: int | None = None,
         log_dir: str | os.PathLike | None = None,
         checkpoint: str | os.PathLike | None = None,
     ) -> Iterator[Training]:
@@ -129,7 +130,7 @@ class HandWritten:
             variables: keras.Variables that steps change and of which each replica keeps a part of its own, such as
                 accumulated gradients. Afterwards they hold the first replica's part.
             epochs, initial_epoch, callbacks, verbose, sync_batch_norm, reduction_dtype, bucket_bytes, in_sync_steps,
-                log_dir, checkpoint: as in `distfit.fit`.
+                logs_every_steps, log_dir, checkpoint: as in `distfit.fit`.
 
         Yields:
             The training: iterate it for its epochs; `validate(step, data)` and `history`.
@@ -154,6 +155,7 @@ class HandWritten:
                 log_dir=log_dir,
                 checkpoint=checkpoint,
                 in_sync_steps=in_sync_steps,
+                logs_every_steps=logs_every_steps,
                 sync_batch_norm=sync_batch_norm,
                 reduction_dtype=reduction_dtype,
                 bucket_bytes=bucket_bytes,

@@ -22,21 +22,24 @@ import tensorflow as tf
 from keras.src.utils.python_utils import pythonify_logs
 
 from distfit import checks, prepare
-from distfit.backends.hooks import variables_of
-from distfit.callbacks.saver import model_file
+from distfit.backends.hooks import optimizers_of, variables_of
+from distfit.callbacks.logs import Logs
+from distfit.callbacks.policy import Policy, all_of, policy_of
+from distfit.callbacks.saver import ModelSaver, model_file
 from distfit.data.feed import NOTHING
 from distfit.errors import InputError
 from distfit.loops.batches import Batches, GlobalBatch, HandStep, Pass
 from distfit.monitor.announce import announce
-from distfit.training.agreement import anybody_wants_to_stop
+from distfit.training import log_points
+from distfit.training.agreement import at_epoch_end
 from distfit.training.by_hand import ByHand
 from distfit.training.in_sync import EVERY_STEPS, InSync, saves
 from distfit.training.interrupt import Interrupt
-from distfit.training.loop import is_log_point
 from distfit.training.memory import explained
-from distfit.training.metrics import global_results, leave_global
+from distfit.training.metrics import Counting, GlobalStates
 from distfit.training.step import Choices
 from distfit.training.traced import traced
+from distfit.training.wishes import Wishes
 
 if TYPE_CHECKING:
     from distfit.data.feed import Feed
@@ -59,6 +62,7 @@ class Run:
     log_dir: Folder = None
     checkpoint: Folder = None
     in_sync_steps: int = EVERY_STEPS
+    logs_every_steps: int | None = None
     choices: Choices = field(default_factory=Choices)
 
 
@@ -76,8 +80,13 @@ def training(session: Session, trainee: Trainee, data: Batches, run: Run) -> Ite
     with explained(session, feed.source.batch_size), session.backend.adopted(trainee):
         by_hand = session.agree(lambda: ByHand(trainee, session.backend, run.choices))
         session.from_chief(lambda: checks.room(run.checkpoint, variables_of(trainee)))
-        announce(session, trainee, feed, data.seed, run.choices, run.log_dir, run.checkpoint, run.verbose)
-        own = session.agree(lambda: prepare.callbacks(session, run.callbacks, run.log_dir, run.checkpoint))
+        prepare.same_restorers(session, run.callbacks)
+        session.agree(lambda: _check_restored(trainee, run.callbacks))
+        facts = prepare.run_facts(session, feed, data.seed)
+        saver = None if run.checkpoint is None else ModelSaver(run.checkpoint)
+        own = session.agree(lambda: prepare.callbacks(session, run.callbacks, run.log_dir, saver, facts))
+        to = run.log_dir, run.checkpoint, run.verbose
+        announce(session, trainee, feed, data.seed, run.choices, *to, callbacks=run.callbacks)
         with (
             _with_an_optimizer(model),
             prepare.listening(session, model, own, feed, run.epochs, run.verbose, history=True) as callbacks,
@@ -110,6 +119,8 @@ class Training:
         self._in_sync = InSync(trainee, session, run.in_sync_steps, model_file(run.checkpoint))
         self._saves = session.transport.broadcast(saves(callbacks.callbacks))
         self._interrupt = Interrupt()
+        # Metrics of the loop may be the model's own, which an evaluation in a callback counts in as well.
+        self._counting = Counting.of(trainee.first)
         self._functions: dict[tuple[HandStep, Feed, bool], Callable[..., Any]] = {}
         self._passes: list[Pass] = []
         self._first_epoch = self._epoch = run.initial_epoch
@@ -126,7 +137,8 @@ class Training:
             self._begin(epoch)
             yield epoch
             self._end(epoch)
-            if anybody_wants_to_stop(self._session, self._trainee.first):
+            model = self._trainee.first
+            if at_epoch_end(self._session, model, Wishes(stop=bool(model.stop_training))).stop:
                 break
 
     @contextmanager
@@ -136,12 +148,14 @@ class Training:
         self._data.feed.reset()
         model.stop_training = False
         with self._interrupt.heard():
+            self._log_points = log_points.agreed(self._session, self._callbacks, self._run.logs_every_steps)
             self._callbacks.on_train_begin()
             # A callback that restores a run says where it stopped, as to keras.Model.fit.
             self._first_epoch = self._epoch = model._initial_epoch or self._run.initial_epoch
             self._data.feed.start_at(self._first_epoch)
             self._in_sync.at_start()
-            yield
+            with self._counted():
+                yield
             if self._in_epoch:  # which a `break` has left
                 self._end(self._epoch)
             self._finish_passes()
@@ -149,8 +163,6 @@ class Training:
             self._in_sync.at_end()
             self._callbacks.on_train_end(logs=self._logs)
             self._data.feed.tell_left_out("training")
-        if self._session.num_replicas > 1:
-            leave_global(self._trainee, self._session.backend)
 
     def passing(self, data: Batches) -> Iterator[GlobalBatch]:
         """One pass over data; of those that are trained on, callbacks hear of every step.
@@ -195,7 +207,7 @@ class Training:
             for batch in self._pass(data, where, told, lambda: bool(model.stop_evaluating), trains=False):
                 step(batch)
             data.feed.left_out()  # too many end a validation as well
-            found = self._results()
+            found = self._results(ends=True)
             callbacks.on_test_end(found)
         validated = {f"{prefix}{name}": value for name, value in found.items()}
         self._validated.update(validated)
@@ -210,16 +222,29 @@ class Training:
         batch.of.ran([flags for _, flags in of_replicas])
         return [result for result, _ in of_replicas]
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Around the user's loop: what ends it within an epoch ends the counting of its metrics, too."""
+        try:
+            yield
+        except BaseException:
+            if self._in_epoch:
+                self._counting.end()
+            raise
+
     def _begin(self, epoch: int) -> None:
         self._epoch, self._in_epoch = epoch, True
         self._validated = {}
+        self._counting.begin()
         self._trainee.reset_metrics()
         self._callbacks.on_epoch_begin(epoch)
 
     def _end(self, epoch: int) -> None:
         self._in_epoch = False
         self._finish_passes()
-        self._logs = {**self._results(), **self._data.feed.left_out(), **self._validated}
+        results = self._results(ends=True)
+        self._counting.end()
+        self._logs = {**results, **self._data.feed.left_out(), **self._validated}
         if self._saves:
             self._in_sync.before_saving()
         self._callbacks.on_epoch_end(epoch, self._logs)
@@ -244,7 +269,7 @@ class Training:
         """
         (begin, end), feed = told or (_nobody, _nobody), data.feed
         own = self._new_pass(feed, wish, trains)
-        shown: dict[str, Any] = {}
+        shown = Logs()
         with feed.catch_stop_iteration(), own.going_on():
             for first, last, batches in feed:
                 self._interrupt.check()
@@ -252,15 +277,16 @@ class Training:
                 position = self._session.watch.position = f"{where}, step {first + 1}"
                 own.begin(first)
                 if (batch := next(batches)) is NOTHING:
-                    end(last, shown)
+                    end(last, shown.again())
                     continue
                 yield GlobalBatch(own, batch)
                 self._session.watch.position = position  # a validation within the batch had its own
-                if told is not None and is_log_point(first, last, feed.num_batches):
-                    shown = self._shown()
+                since = first if shown.step is not None else 0
+                if told is not None and self._log_points.due(data is self._data, since, last, feed.num_batches):
+                    shown = Logs(self._shown(), step=last)
                 if trains:
                     self._in_sync.after(1, own.flags)
-                end(last, shown)
+                end(last, shown.again())
                 if own.agreed_to_stop():
                     break
         own.finish()
@@ -329,14 +355,40 @@ class Training:
 
     def _shown(self) -> dict[str, Any]:
         """As `_results`; of one replica tensors, which cost no wait where no callback reads them."""
-        return self._trainee.get_metrics_result() if self._session.num_replicas == 1 else self._results()
+        if self._session.num_replicas > 1:
+            return self._results()
+        # Converted here: a result that is the variable itself would be read later, with another value.
+        return keras.tree.map_structure(tf.convert_to_tensor, self._trainee.get_metrics_result())
 
-    def _results(self) -> dict[str, Any]:
-        """The metrics since their last reset, over all replicas."""
+    def _results(self, ends: bool = False) -> dict[str, Any]:
+        """The metrics since their last reset, over all replicas.
+
+        Args:
+            ends: nothing more comes before the next reset, so that the metric objects get it, too.
+        """
         if self._session.num_replicas == 1:
             return pythonify_logs(self._trainee.get_metrics_result())
         with self._session.watch.waiting("the sum of metrics"):
-            return pythonify_logs(global_results(self._trainee, self._session.backend))
+            states = GlobalStates(self._trainee, self._session.backend)
+            if ends:
+                self._counting.settle(states)
+            return pythonify_logs(states.results())
+
+
+def _check_restored(trainee: Trainee, callbacks: Any) -> None:
+    """
+    Raises:
+        InputError: a callback would restore a part of what is trained.
+    """
+    restorers = [callback for callback in all_of(callbacks) if policy_of(callback) is Policy.RESTORER]
+    kept = {id(optimizer) for optimizer in optimizers_of(trainee.first)}
+    if restorers and (len(trainee.models) > 1 or any(id(optimizer) not in kept for optimizer in trainee.optimizers)):
+        name = type(restorers[0]).__name__
+        raise InputError(
+            f"Expected a hand-written training of one model with its own optimizer for {name}, which keeps what "
+            "belongs to the model and nothing else, received several models, or an optimizer that the model was not "
+            f"compiled with. Write model.compile(optimizer=optimizer), or leave {name} out."
+        )
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from distfit.backends.hooks import seed_generators_of
+from distfit.callbacks.policy import callback_policies
 from distfit.log import say
 from distfit.monitor.start_block import StartFacts, start_block
-from distfit.training import batch_norm, means, own_step
+from distfit.training import batch_norm, metric_rules, own_step
 from distfit.training.accumulation import batches_per_update, communicates_every_batch
 from distfit.training.own_step import overrides
 from distfit.training.step import Choices, synchronises
@@ -33,11 +34,13 @@ def announce(
     checkpoint: str | os.PathLike | None,
     verbose: str | int,
     learning_rate: str = "",
+    callbacks: Any = None,
 ) -> None:
     """The start block, on the chief. Collective: hosts and devices come from every rank.
 
     Args:
         learning_rate: what was done about it, a sentence; "" for nothing.
+        callbacks: of the user.
     """
     places = session.transport.gather((session.topology.host, session.backend.devices))
     hosts = [host for host, _ in places]
@@ -54,6 +57,7 @@ def announce(
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        callbacks=callback_policies(callbacks) if session.size > 1 else "",
         notes=[
             *([learning_rate] if learning_rate else []),
             *train.source.notes,
@@ -110,15 +114,7 @@ def _of_the_wire(model: keras.Model, choices: Choices) -> list[str]:
 def _of_states(model: keras.Model) -> list[str]:
     """Of what a user's layers and metrics keep from step to step."""
     return [
-        *(
-            f"{name}: a scalar that it gives to a keras.metrics.Mean of its own counts once a replica, whatever its "
-            "rows."
-            for name in _layers_with_means(model)
-        ),
-        *(
-            f"{name}: a replica's state is added to the others', as is right for sums and counts only."
-            for name in _metrics_of_users(model)
-        ),
+        *metric_rules.notes(model),
         *(
             f"{name}: weights that it assigns by itself become their mean over the replicas, weighted by rows, as is "
             "right for averages only."
@@ -160,16 +156,3 @@ def _layers_of_users_with_state(model: keras.Model) -> list[str]:
         if any(not variable.trainable and "float" in variable.dtype for variable in layer._non_trainable_variables)
     ]
     return sorted({type(layer).__name__ for layer in holders if not type(layer).__module__.startswith("keras.")})
-
-
-def _layers_with_means(model: keras.Model) -> list[str]:
-    """Classes of layers with a metric that may be given scalars while they are called."""
-    layers = model._flatten_layers(include_self=False)
-    return sorted({type(layer).__name__ for layer in layers if any(map(means.counts_scalars, layer._metrics))})
-
-
-def _metrics_of_users(model: keras.Model) -> list[str]:
-    """Classes of metrics that are not Keras' own, whose states are all sums."""
-    compiled = model._compile_metrics
-    metrics = [*model.metrics, *(compiled.metrics if compiled is not None else [])]
-    return sorted({type(metric).__name__ for metric in metrics if not type(metric).__module__.startswith("keras.")})

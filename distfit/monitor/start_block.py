@@ -30,6 +30,7 @@ class StartFacts:
         seed: None when everything is left to chance.
         log_dir: folder of the TensorBoard logs; None when there are none.
         checkpoint: folder of the checkpoints; None when there are none.
+        callbacks: where the user's run; "" where there is nothing to say.
         notes: sentences about what cannot be equal to one process, or what was assumed.
     """
 
@@ -45,6 +46,7 @@ class StartFacts:
     seed: int | None = None
     log_dir: str | None = None
     checkpoint: str | None = None
+    callbacks: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -87,6 +89,7 @@ def start_block(facts: StartFacts) -> str:
         ("seed", "none: every run is another one" if facts.seed is None else str(facts.seed)),
         ("logs", facts.log_dir or "none"),
         ("checkpoint", facts.checkpoint or "none"),
+        *([("callbacks", facts.callbacks)] if facts.callbacks else []),
         *(("note", note) for note in facts.notes),
     ]
     return "\n".join(["distfit", *(_row(label, text) for label, text in rows)])
