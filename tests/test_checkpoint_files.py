@@ -17,6 +17,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -691,13 +692,64 @@ def test_two_locks_of_one_process_exclude_each_other_and_a_released_one_says_so(
         assert third.left is None
 
 
-def test_another_hosts_fresh_sign_of_life_is_respected_and_a_stale_one_is_not(tmp_path):
-    foreign(tmp_path, age_s=FRESH_S - 10)
-    with pytest.raises(InputError, match=r"host node-17, process 1, since 2023-11-1\d .* 60 seconds after"):
+@pytest.fixture
+def looks(monkeypatch):
+    """Time passes when somebody sleeps, and something may happen then; how often it was looked at a lock."""
+    began, passed, happens = time.time(), [], {}
+
+    def sleep(seconds):
+        passed.append(seconds)
+        happens.get(len(passed), lambda: None)()
+
+    clock = SimpleNamespace(time=lambda: began + sum(passed), monotonic=lambda: sum(passed), sleep=sleep)
+    clock.strftime, clock.localtime = time.strftime, time.localtime
+    monkeypatch.setattr(lock_module, "time", clock)
+    return happens, passed
+
+
+def test_another_host_that_shows_a_sign_of_life_is_respected(tmp_path, looks, monkeypatch):
+    happens, passed = looks
+    said = []
+    monkeypatch.setattr(lock_module, "say", said.append)
+    foreign(tmp_path, age_s=20)
+    happens[7] = lambda: foreign(tmp_path, age_s=0, step=38)
+    with pytest.raises(InputError, match=r"host node-17, process 1, since 2023-11-1\d .* choose another folder"):
         RunLock(tmp_path, "second").acquire()
-    foreign(tmp_path, age_s=FRESH_S + 10)
+    assert len(passed) == 7
+    assert len(said) == 1
+    assert "in use by distfit.fit on host node-17 20 s ago; waiting 40 s at most" in said[0]
+
+
+def test_another_host_that_has_failed_is_waited_for_and_then_taken_over(tmp_path, looks):
+    _, passed = looks
+    foreign(tmp_path, age_s=20)
     with RunLock(tmp_path, "second") as lock:
         assert lock.left["step"] == 37
+    assert sum(passed) == pytest.approx(FRESH_S - 20, abs=2)
+
+
+def test_another_host_that_ends_while_it_is_waited_for_leaves_the_folder(tmp_path, looks):
+    happens, passed = looks
+    foreign(tmp_path, age_s=0)
+    happens[3] = lambda: foreign(tmp_path, age_s=0, released=1.0, step=40)
+    with RunLock(tmp_path, "second") as lock:
+        assert lock.left["step"] == 40
+    assert len(passed) == 3
+
+
+@pytest.mark.parametrize("age_s", [FRESH_S + 10, 10 * FRESH_S])
+def test_another_host_that_was_silent_for_long_is_not_waited_for(tmp_path, looks, age_s):
+    foreign(tmp_path, age_s)
+    with RunLock(tmp_path, "second") as lock:
+        assert lock.left["step"] == 37
+    assert looks[1] == []
+
+
+def test_a_clock_that_is_ahead_is_waited_for_no_longer(tmp_path, looks):
+    foreign(tmp_path, age_s=-3600)
+    with RunLock(tmp_path, "second") as lock:
+        assert lock.left["step"] == 37
+    assert sum(looks[1]) == pytest.approx(FRESH_S, abs=2)
 
 
 def test_touching_is_a_sign_of_life(tmp_path):

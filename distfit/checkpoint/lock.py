@@ -5,9 +5,10 @@
         lock.touch(step=120)       # every few seconds
 
 The lock is one of the kernel (flock) on `run.lock`, which ends with its process, however that ends. On file systems
-whose locks other hosts do not see, the file itself is looked at: whoever holds it renews it every few seconds, and a
-file of another host that is fresh is somebody's. Where there are no locks at all, this goes for this host too, and who
-has written the file last holds it. The file stays when the lock is released, and says so: taking it away would let two
+whose locks other hosts do not see, the file itself is looked at: whoever holds it renews it every few seconds. A fresh
+file of another host is waited for: a node that has just failed renews nothing, and its job that was put on another node
+goes on by itself. Where there are no locks at all, this goes for this host too, and who has written the file last holds
+it. The file stays when the lock is released, and says so: taking it away would let two
 others hold two files of that name.
 """
 
@@ -28,10 +29,13 @@ import psutil
 
 from distfit.checkpoint.tensors import BAD_JSON
 from distfit.errors import InputError
+from distfit.log import say
 
 FILE = "run.lock"
 # A holder on another host that has not renewed the file for so long is gone.
 FRESH_S = 60.0
+# How often a file of another host's is looked at meanwhile.
+_LOOK_S = 1.0
 _MOST_BYTES = 2**16
 _RELEASED = "released"
 # The content fills so many bytes at least, so that renewing it is one write and nobody reads half of it.
@@ -79,9 +83,9 @@ class RunLock:
     def _take(self, number: int) -> None:
         locked = self._lock(number)
         held = _content(number)
-        here = locked is None and _is_alive_here(held)
-        if locked is False or here or _is_elsewhere(held, os.fstat(number).st_mtime):
-            raise InputError(_refusal(self._path, held))
+        if locked is False or (locked is None and _is_alive_here(held)) or self._lives_elsewhere():
+            raise InputError(_refusal(self._path, _content(number)))
+        held = _content(number)
         self.left = {name: value for name, value in held.items() if name != _RELEASED} or None
         self._own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), "who": self._who}
         try:
@@ -94,6 +98,25 @@ class RunLock:
                 raise InputError(_refusal(self._path, now))
         self._number = number
         _held.add(self)
+
+    def _lives_elsewhere(self) -> bool:
+        """Whether a process on another host shows that it works there: this host's kernel would have said so of one
+        here. Takes as long as it may be silent, where it is."""
+        before = _seen(self._path)
+        left_s = _may_live_s(*before)
+        if left_s <= 0:
+            return False
+        who, host = _words(before[0], "who", "host")
+        say(
+            f"distfit: {self._path.parent} was in use by {who} on host {host} {FRESH_S - left_s:.0f} s ago; waiting "
+            f"{left_s:.0f} s at most for a sign of its life."
+        )
+        end = time.monotonic() + left_s
+        while time.monotonic() < end:
+            time.sleep(_LOOK_S)
+            if (now := _seen(self._path)) != before:
+                return _may_live_s(*now) > 0
+        return False
 
     def _lock(self, number: int) -> bool | None:
         """Whether the kernel gave us its lock; None where the file system has none."""
@@ -161,10 +184,24 @@ def _content(number: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_elsewhere(held: Mapping[str, Any], changed: float) -> bool:
-    """Whether somebody on another host holds it: this one's kernel would have said so of its own."""
-    elsewhere = "host" in held and held["host"] != socket.gethostname() and _RELEASED not in held
-    return elsewhere and time.time() - changed < FRESH_S
+def _seen(path: Path) -> tuple[dict[str, Any], float]:
+    """What the file says, and when it was written. Opened anew: NFS asks its server then, and only then."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(_cannot(path, error)) from error
+    try:
+        return _content(number), os.fstat(number).st_mtime
+    finally:
+        os.close(number)
+
+
+def _may_live_s(held: Mapping[str, Any], changed: float) -> float:
+    """For how many seconds a holder on another host may still be silent; 0 where there is none."""
+    if "host" not in held or held["host"] == socket.gethostname() or _RELEASED in held:
+        return 0.0
+    # A clock that is ahead of ours does not make it younger than new.
+    return max(0.0, FRESH_S - max(0.0, time.time() - changed))
 
 
 def _is_alive_here(held: Mapping[str, Any]) -> bool:
@@ -193,13 +230,16 @@ def _cannot(path: Path, error: OSError) -> str:
 
 
 def _refusal(path: Path, held: Mapping[str, Any]) -> str:
-    who, host, process = (ascii(held.get(name, "unknown")).strip("'") for name in ("who", "host", "pid"))
+    who, host, process = _words(held, "who", "host", "pid")
     return (
         f"Expected to be the only run in {path.parent}, received {who} on host {host}, process {process}, since "
-        f"{_when(held.get('since'))}. Wait for its end, stop "
-        f"it, or choose another folder; if its host is gone, this ends {FRESH_S:.0f} seconds after its last sign of "
-        "life."
+        f"{_when(held.get('since'))}. Wait for its end, stop it, or choose another folder."
     )
+
+
+def _words(held: Mapping[str, Any], *names: str) -> list[str]:
+    """Of what anybody may have written there."""
+    return [ascii(held.get(name, "unknown")).strip("'") for name in names]
 
 
 def _in_a_child() -> None:
