@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from distfit.checkpoint import pace as pace_module
 from distfit.checkpoint import snapshot as snapshots
+from distfit.checkpoint import tensors as tensors_module
+from distfit.checkpoint.pace import Pace, rest
 from distfit.checkpoint.snapshot import Snapshot, memory_of, non_finite
+from distfit.checkpoint.tensors import write_tensors
 from distfit.checkpoint.writer import NICENESS, Writer
 from distfit.errors import InputError, RunError
 from tests.ranks import ROOT, environment
@@ -275,6 +279,99 @@ def test_a_sandbox_that_forbids_priorities_costs_no_save(monkeypatch):
     with Writer("runs/a") as writer:
         writer.start(lambda: written.append(1))
     assert written == [1]
+
+
+def begins(writer, done):
+    """The next boundary, and that the job is done after it."""
+    writer.check()
+    assert done.wait(SOON_S)
+
+
+def test_a_job_begins_at_the_next_boundary(monkeypatch):
+    """The step that met the copy has enough of it."""
+    monkeypatch.setattr(pace_module, "_MOST_S", 10 * SOON_S)
+    done = threading.Event()
+    with Writer("runs/a") as writer:
+        writer.start(done.set)
+        assert not done.wait(0.05)
+        begins(writer, done)
+
+
+def test_a_job_whose_boundary_does_not_come_begins_by_itself(monkeypatch):
+    monkeypatch.setattr(pace_module, "_MOST_S", 0.01)
+    done = threading.Event()
+    with Writer("runs/a") as writer:
+        writer.start(done.set)
+        assert done.wait(SOON_S)
+
+
+class Clock:
+    """A thread's time, and what it waits for."""
+
+    def __init__(self, monkeypatch, load, cores=4):
+        self.worked, self.waits, self.hurries = 0.0, [], False
+        monkeypatch.setattr(pace_module.time, "thread_time", lambda: self.worked)
+        monkeypatch.setattr(pace_module.os, "getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(pace_module.os, "sched_getaffinity", lambda pid: range(cores))
+
+    def wait(self, timeout=None):
+        self.waits.append(timeout)
+
+    def set(self):
+        self.hurries = True
+
+    def is_set(self):
+        return self.hurries
+
+
+def paced(monkeypatch, load, pieces, hurried_before=99):
+    """How long a job rested that did pieces of so many seconds."""
+    clock, pace = Clock(monkeypatch, load), Pace()
+    pace._hurries = clock
+    pace.begin()
+    with pace.kept():
+        for number, seconds in enumerate(pieces):
+            if number == hurried_before:
+                pace.hurry()
+            clock.worked += seconds
+            rest()
+    return clock.waits
+
+
+def test_a_job_rests_nine_times_as_long_as_it_works(monkeypatch):
+    assert paced(monkeypatch, 3.5, [0.002, 0.004]) == pytest.approx([0.018, 0.036])
+
+
+def test_short_pieces_are_put_together(monkeypatch):
+    assert paced(monkeypatch, 3.5, [0.0004, 0.0004, 0.0004, 0.0004]) == pytest.approx([0.0108])
+
+
+def test_where_a_core_is_free_nobody_rests(monkeypatch):
+    assert paced(monkeypatch, 3.0, [0.002, 0.004]) == []
+
+
+def test_a_job_that_somebody_waits_for_does_not_rest(monkeypatch):
+    assert paced(monkeypatch, 3.5, [0.002, 0.002, 0.002], hurried_before=1) == pytest.approx([0.018])
+
+
+def test_outside_of_a_job_nobody_rests(monkeypatch):
+    clock = Clock(monkeypatch, load=9)
+    clock.worked = 5.0
+    rest()
+    assert clock.waits == []
+
+
+def test_writing_checking_and_looking_rest_between_blocks(tmp_path, monkeypatch):
+    rests = []
+    for module in (tensors_module, snapshots):
+        monkeypatch.setattr(module, "rest", lambda: rests.append(1))
+    tensor = {"a": np.zeros(3 * 2**20 // 4, "float32")}
+    fact = write_tensors(tmp_path / "a", tensor)
+    assert len(rests) == 4, "a header and three blocks of a MiB"
+    tensors_module.check_file(tmp_path / "a", fact)
+    assert len(rests) == 4 + 4
+    assert snapshots.non_finite(tensor) == []
+    assert len(rests) == 4 + 4 + 3
 
 
 def failing(error):

@@ -33,7 +33,7 @@ LAYERS = {
         monitor.start_block monitor.terminal monitor.progress monitor.counting watch watch.*
         install install.* launchers launchers.* doctor doctor.*
         checkpoint checkpoint.options checkpoint.fields checkpoint.plain checkpoint.tensors checkpoint.manifest
-        checkpoint.folder checkpoint.retention checkpoint.lock checkpoint.writer checkpoint.statistics
+        checkpoint.pace checkpoint.folder checkpoint.retention checkpoint.lock checkpoint.writer checkpoint.statistics
         checkpoint.tables checkpoint.differences checkpoint.pruning checkpoint.contents checkpoint.listing
         backends.transport backends.base backends.devices
     """,

@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
+from distfit.checkpoint.pace import rest
 from distfit.errors import InputError, RunError
 
 # Bytes from which on several threads copy one tensor: below, starting them takes longer than they save.
@@ -201,4 +202,8 @@ def _all_finite(tensor: np.ndarray) -> bool:
     flat = tensor.reshape(-1)
     finite = np.empty(min(_BLOCK, flat.size), bool)
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-    return all(np.isfinite(block, out=finite[: block.size]).all() for block in blocks)
+    for block in blocks:
+        if not np.isfinite(block, out=finite[: block.size]).all():
+            return False
+        rest()
+    return True

@@ -23,6 +23,8 @@ import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 and float8 by it)
 import numpy as np
 import safetensors
 
+from distfit.checkpoint.pace import rest
+
 # Names of the format for NumPy's types.
 _NAMES = {
     "bool": "BOOL",
@@ -93,6 +95,7 @@ def write_blocks(path: str | os.PathLike, blocks: Iterator[bytes | memoryview]) 
             digest.update(block)
             _write_all(number, memoryview(block))
             size += len(block)
+            rest()
         os.fsync(number)
     finally:
         os.close(number)
@@ -126,6 +129,7 @@ def check_file(path: str | os.PathLike, fact: FileFact) -> None:
         block = memoryview(bytearray(min(_BLOCK, reading.size)))
         while reading.left:
             reading.fill(block[: min(_BLOCK, reading.left)])
+            rest()
         reading.check_content(fact)
 
 

@@ -1,7 +1,7 @@
 """Writes in the background: one thread, one job in flight, and no error is lost.
 
     writer = Writer("runs/a")
-    writer.check()                         # at a boundary: raises what the last job raised
+    writer.check()                         # at a boundary: raises what the last job raised, lets one begin
     if not writer.busy:
         snapshot.take()
         writer.start(lambda: checkpoints.publish(step, snapshot.tensors, facts))
@@ -21,6 +21,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from distfit.checkpoint.pace import Pace
 from distfit.errors import DistfitError, RunError
 from distfit.log import warn_once
 
@@ -50,6 +51,7 @@ class Writer:
         self._folder = os.fspath(folder)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._pace = Pace()
 
     @property
     def busy(self) -> bool:
@@ -57,7 +59,7 @@ class Writer:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Run a job in the background. What it reads has to stay as it is until it has ended.
+        """Run a job in the background, from the next `check` on. What it reads has to stay as it is until it has ended.
 
         Raises:
             RunError: what the job before raised, as `check`; or that one still runs.
@@ -69,23 +71,26 @@ class Writer:
             )
         self.check()
         # No daemon: the interpreter does not end before a save that has begun.
-        self._thread = threading.Thread(target=self._run, args=(job,), name=_THREAD, daemon=False)
+        self._pace = Pace()
+        self._thread = threading.Thread(target=self._run, args=(job, self._pace), name=_THREAD, daemon=False)
         atexit.unregister(self._say_error)
         atexit.register(self._say_error)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the last job raised; once. Nothing while one runs.
+        """A boundary has come: raise what the last job raised; once. One that was started begins.
 
         Raises:
             RunError: the job failed; its cause is what it raised.
         """
+        self._pace.begin()
         if self._error is not None and not self.busy:
             error, self._error = self._error, None
             raise self._explained(error)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Until no job runs, at most so many seconds; whether none does. Ctrl-C ends the wait and not the job."""
+        """Until no job runs, at most so many seconds; whether none does. It hurries; Ctrl-C ends the wait alone."""
+        self._pace.hurry()
         if self._thread is not None and self.busy:
             self._thread.join(timeout_s)
         return not self.busy
@@ -113,10 +118,11 @@ class Writer:
             atexit.unregister(self._say_error)
             self._say_error()
 
-    def _run(self, job: Callable[[], Any]) -> None:
+    def _run(self, job: Callable[[], Any], pace: Pace) -> None:
         _stand_back()
         try:
-            job()
+            with pace.kept():
+                job()
         except BaseException as error:  # raised again by `check`, in the thread of the training
             self._error = error
 
