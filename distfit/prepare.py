@@ -229,7 +229,8 @@ def callbacks(
     """
     chosen = callbacks_of_rank(followed(given, session), session.is_chief, session.size)
     if session.is_chief and log_dir is not None:
-        chosen.append(TensorBoard(log_dir, write_steps_per_second=True))
+        # Absolute: a callback may change the current folder before the first file is written.
+        chosen.append(TensorBoard(os.path.abspath(log_dir), write_steps_per_second=True))
     if session.is_chief and saver is not None:
         chosen.append(saver)
     for callback in chosen:

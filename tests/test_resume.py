@@ -7,9 +7,11 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import distfit
+from distfit.checkpoint import opened, state
 from distfit.checkpoint.fields import refuse_changes
 from distfit.checkpoint.lock import RunLock
 from distfit.errors import InputError, RunError, on_every_rank
@@ -154,8 +156,8 @@ Y = X.sum(axis=1, keepdims=True)
 
 
 def fit(model, folder, epochs=2, **arguments):
-    checkpoint = distfit.Checkpoint(folder, every_steps=1)
-    arguments = {"verbose": 0, "batch_size": 8, "checkpoint": checkpoint, "strategy": "single"} | arguments
+    arguments = {"verbose": 0, "batch_size": 8, "strategy": "single"} | arguments
+    arguments.setdefault("checkpoint", None if folder is None else distfit.Checkpoint(folder, every_steps=1))
     return distfit.fit(model, X, Y, epochs=epochs, **arguments)
 
 
@@ -171,7 +173,7 @@ class Ends(keras.callbacks.Callback):
             raise on_every_rank(RunError("ended"))
 
 
-def test_a_run_that_has_ended_is_not_trained_again(tmp_path, capfd):
+def test_a_run_that_has_ended_is_not_trained_again(tmp_path):
     first = fit(model := small(), tmp_path)
     again = fit(other := small(), tmp_path)
     assert again.history == first.history
@@ -257,7 +259,9 @@ def test_a_run_begins_anew_where_it_is_told_to(tmp_path):
     assert [path.name for path in (tmp_path / "earlier-1").glob("step-*")]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capfd):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(opened, "say", said.append)
     whole = fit(small(), tmp_path / "whole")
     # The best epoch's save waits for the one before it: two there are in any case, however slow the disk is.
     two = distfit.Checkpoint(tmp_path / "run", every_steps=1, best="loss")
@@ -267,10 +271,70 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capf
     damaged = bytearray((newest / "tensors.safetensors").read_bytes())
     damaged[-1] ^= 1
     (newest / "tensors.safetensors").write_bytes(damaged)
-    capfd.readouterr()
     history = fit(small(), tmp_path / "run", callbacks=[Ends(0)])
-    assert newest.name in capfd.readouterr().err
+    assert f"checkpoint {newest} is damaged" in said[0]
+    assert "the checkpoint before it is used" in said[0]
     assert history.history == whole.history
+
+
+def carrying():
+    """What an LSTM has seen goes from batch to batch, in variables that are none of the model's weights."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Reshape((2, 2)), keras.layers.LSTM(3, stateful=True), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input(batch_shape=(8, 4)), *layers])
+    model.compile("adam", "mse")
+    return model
+
+
+def test_what_layers_carry_from_batch_to_batch_comes_back(tmp_path):
+    whole = fit(carrying(), tmp_path / "whole", shuffle=False).history
+    with pytest.raises(RunError):
+        fit(carrying(), tmp_path / "run", shuffle=False, callbacks=[Ends(5)])
+    assert fit(carrying(), tmp_path / "run", shuffle=False, callbacks=[Ends(0)]).history == whole
+
+
+class Counting(keras.layers.Layer):
+    """Old code: a variable that Keras knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = [tf.Variable(0.0, name="calls")]
+
+    def call(self, x):
+        self.calls[0].assign_add(1.0)
+        return x
+
+
+def test_a_variable_that_no_checkpoint_holds_is_warned_about(tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(state, "warn_once", warned.append)
+    model = keras.Sequential([keras.Input((4,)), Counting(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    fit(model, tmp_path / "run")
+    (warning,) = warned
+    assert "checkpoints do not hold calls:0" in warning
+
+
+class Moves(keras.callbacks.Callback):
+    """Changes the current folder in the middle of the training."""
+
+    def __init__(self, folder, monkeypatch):
+        super().__init__()
+        self._folder, self._patch = folder, monkeypatch
+
+    def on_train_begin(self, logs=None):
+        self._folder.mkdir()
+        self._patch.chdir(self._folder)
+
+
+def test_folders_are_where_they_were_when_the_training_was_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"checkpoint": "runs/a", "log_dir": "logs", "callbacks": [Moves(tmp_path / "elsewhere", monkeypatch)]}
+    fit(small(), None, **options)
+    found = {path.as_posix() for path in tree(tmp_path)}
+    assert {"runs/a/latest", "runs/a/model.keras", "runs/a/step-000000000006/manifest.json"} <= found
+    assert any(name.startswith("logs/train/events") for name in found)
+    assert not any(name.startswith("elsewhere/") for name in found)
 
 
 def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(tmp_path):

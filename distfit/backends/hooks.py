@@ -62,6 +62,18 @@ def seed_generators_of(model: Any) -> list[Any]:
     return _held(model, keras.random.SeedGenerator)
 
 
+def untracked_of(model: Any) -> list[Any]:
+    """Keras variables that layers keep without counting them among their own, once each: what a stateful RNN carries
+    from batch to batch. `variables_of` has them not."""
+    known = {id(variable) for variable in variables_of(model)}
+    return [variable for variable in _held(model, keras.Variable) if id(variable) not in known]
+
+
+def raw_variables_of(model: Any) -> list[tf.Variable]:
+    """TensorFlow's own variables in attributes of the model and its layers, of which Keras knows nothing."""
+    return _held(model, tf.Variable)
+
+
 @contextmanager
 def everything_shared(model: Any) -> Iterator[list[Any]]:
     """Every variable that replicas share from now on, Keras' global random stream among them, which is there for the

@@ -15,7 +15,7 @@ MODEL_FILE = "model.keras"
 
 def model_file(folder: str | os.PathLike | None) -> Path | None:
     """Where a run keeps its model; None for a run that keeps none."""
-    return None if folder is None else Path(folder) / MODEL_FILE
+    return None if folder is None else Path(os.path.abspath(folder)) / MODEL_FILE
 
 
 class ModelSaver(keras.callbacks.Callback):
@@ -33,7 +33,7 @@ class ModelSaver(keras.callbacks.Callback):
 
     def __init__(self, folder: str | os.PathLike, when: str = "epoch") -> None:
         super().__init__()
-        self._path = Path(folder) / MODEL_FILE
+        self._path = Path(os.path.abspath(folder)) / MODEL_FILE
         self._when = when
         self._epoch = 0
 

@@ -35,6 +35,7 @@ from distfit.checkpoint.snapshot import Snapshot
 from distfit.checkpoint.state import State
 from distfit.checkpoint.writer import Writer
 from distfit.errors import InputError, on_every_rank
+from distfit.folders import from_here
 from distfit.log import say
 from distfit.training.interrupt import Interrupt, Wanted, ended
 from distfit.training.wishes import Wishes
@@ -112,7 +113,7 @@ class Keeper(NotKept):
         self._now = dict(self._session.from_chief(now))
         if self._then is None:
             return
-        then, own, folder = self._then.fields, self._now["fields"], self._options.path
+        then, own, folder = self._then.fields, self._now["fields"], from_here(self._options.path)
         within = bool(self._then.place.step)
         accepted = self._session.from_chief(lambda: fields.refuse_changes(then, own, self._allow, folder, within))
         # A new rate that was accepted is the one to train with, not the one of the checkpoint.
@@ -311,7 +312,11 @@ class Keeper(NotKept):
         newest = self._session.from_chief(self._written)
         before = place.total - int(newest.rpartition("-")[2]) if newest else 0
         late = f", {before} steps before" if before else ""
-        saved = f"checkpoint {self._options.path / newest} is saved{late}" if newest else "nothing could be saved"
+        saved = (
+            f"checkpoint {from_here(self._options.path / newest)} is saved{late}"
+            if newest
+            else "nothing could be saved"
+        )
         raise ended(self._session, self.interrupt, str(place), saved)
 
     def _written(self) -> str:

@@ -24,7 +24,7 @@ class Checkpoint:
     """Where a training keeps its state, how often, and which states stay.
 
     Args:
-        folder: of this run alone.
+        folder: of this run alone; made absolute here.
         every_steps: save after every so many steps, which a run on any number of ranks does at the same ones.
         every_seconds: save when so many seconds have passed since the last save. Default: 300, without `every_steps`.
             A save that comes while the one before is still being written waits for the step after it.
@@ -56,6 +56,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)):
             raise InputError(f"Expected the path of a folder to write to, received {self.folder!r}.")
+        # Where a relative path leads now, whatever the script does meanwhile.
+        object.__setattr__(self, "folder", os.path.abspath(os.fspath(self.folder)))
         for name, least in (("every_steps", 1), ("keep", 1)):
             value = getattr(self, name)
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -19,15 +19,17 @@ import numpy as np
 import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
-from distfit.backends.hooks import seed_generators_of, variables_of
+from distfit.backends.hooks import raw_variables_of, seed_generators_of, untracked_of, variables_of
 from distfit.errors import InputError, on_every_rank
+from distfit.log import warn_once
 from distfit.training.metric_rules import metrics_of
 from distfit.training.metrics import Merging
 
 if TYPE_CHECKING:
     from distfit.session import Session
 
-WEIGHT, OPTIMIZER, STREAM, METRIC = "weight", "optimizer", "stream", "metric"
+# The last is what layers keep without counting it among their weights.
+WEIGHT, OPTIMIZER, STREAM, METRIC, CARRIED = "weight", "optimizer", "stream", "metric", "carried"
 # Of a metric's variable, beside each replica's part: what one process would hold, and what others begin with then.
 _WHOLE, _OTHERS = "whole", "others"
 _MOST_SHOWN = 5
@@ -39,7 +41,7 @@ class Held:
     """One variable of a training.
 
     Args:
-        kind: "weight", "optimizer", "stream" or "metric".
+        kind: "weight", "optimizer", "stream", "metric" or "carried".
         tensor: its name in a checkpoint.
         variable: of Keras.
     """
@@ -73,6 +75,12 @@ class State:
         self.held = held_by(model)
         self.common = [held for held in self.held if held.kind != METRIC]
         self._of_metrics = {id(held.variable): held for held in self.held if held.kind == METRIC}
+        if raw := raw_variables_of(model):
+            warn_once(
+                f"checkpoints do not hold {', '.join(variable.name for variable in raw[:_MOST_SHOWN])}: variables of "
+                "TensorFlow's own in attributes of the model, which Keras does not know. Where a step changes them, a "
+                "run that goes on is another one; make them with self.add_weight(..., trainable=False)."
+            )
 
     def described(self) -> list[dict[str, Any]]:
         """Every variable in order, for the facts of a checkpoint."""
@@ -189,19 +197,24 @@ class State:
 
 
 def held_by(model: Any) -> list[Held]:
-    """Every variable of a training, weights first, as `model.weights` has them; Keras' global random stream last."""
+    """Every variable of a training, weights first, as `model.weights` has them; Keras' global random stream last, but
+    for what layers carry from batch to batch."""
     weights = {id(variable): variable for variable in model.weights}
     streams = {id(generator.state) for generator in seed_generators_of(model)}
     metrics = {id(variable) for metric in metrics_of(model) for variable in metric.variables}
     every = weights | {id(variable): variable for variable in variables_of(model)}
     stream = global_seed_generator().state
     every[id(stream)] = stream
+    carried = {id(variable): variable for variable in untracked_of(model)}
+    every |= carried
 
     def kind(identity: int) -> str:
         if identity in metrics:
             return METRIC
         if identity in streams or identity == id(stream):
             return STREAM
+        if identity in carried:
+            return CARRIED
         return WEIGHT if identity in weights else OPTIMIZER
 
     return [

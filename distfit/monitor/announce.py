@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from distfit.backends.hooks import seed_generators_of
 from distfit.callbacks.policy import callback_policies
+from distfit.folders import from_here
 from distfit.log import say
 from distfit.monitor.start_block import StartFacts, start_block
 from distfit.training import batch_norm, metric_rules, own_step
@@ -56,7 +57,7 @@ def announce(
         steps_per_epoch=train.num_batches,
         seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
-        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        checkpoint=None if checkpoint is None else from_here(checkpoint),
         callbacks=callback_policies(callbacks) if session.size > 1 else "",
         notes=[
             *([learning_rate] if learning_rate else []),

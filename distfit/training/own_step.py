@@ -174,6 +174,6 @@ def build(model: Any, method: str, data_spec: Any) -> None:
         raise InputError(
             f"Expected all that {type(model).__name__}.{method} changes to be found on the model (weights, "
             f"optimizers, metrics, random streams), received {', '.join(foreign)}, of which replicas would have no "
-            "copies. Make it an attribute of the model (self.d_optimizer = ..., self.add_weight(...)), and name a "
-            "metric in `metrics`."
+            "copies and a checkpoint no value. Make it a Keras object in an attribute of the model (self.d_optimizer = "
+            "..., self.add_weight(...), no tf.Variable), and name a metric in `metrics`."
         )
