@@ -153,6 +153,9 @@ class Checkpoints(_Section):
     every_hours: float | None = Field(
         default=None, gt=0, description="of each span of so many hours, one stays for good; null: none does"
     )
+    model: Literal["end", "epoch"] | None = Field(
+        default="end", description="when model.keras is written: at the end, after each epoch as well, or (null) never"
+    )
 
 
 class RunConfig(_Section):

@@ -117,7 +117,7 @@ def fit(
             The saved model has a schedule of Keras' own.
         log_dir: TensorBoard logs of the run, in `train/` and `validation/`.
         checkpoint: a folder in which this run keeps its state (a `distfit.Checkpoint` says how often, and what stays)
-            and `model.keras`, replaced whole after each epoch. SIGTERM, SIGUSR1 and Ctrl-C then save before they end
+            and, at the end, its model as `model.keras`. SIGTERM, SIGUSR1 and Ctrl-C then save before they end
             all ranks, with the exit codes 75 and 130.
         resume: go on from the newest whole checkpoint of the folder, if there is one: with the same bits on the same
             engine and number of replicas, with the same order of records on any. False moves what is there aside.
@@ -182,6 +182,7 @@ def fit(
                 session.from_chief(lambda: checks.room(folder, variables_of(model)))
                 prepare.same_restorers(session, callbacks, whole)
                 others = {**vars(choices), **rates, "epochs": epochs, "class_weight": class_weight}
+                others["validation_freq"] = validation_freq
                 keeper.compare(lambda: prepare.remembered(session, model, train, validation, callbacks, seed, **others))
                 facts = prepare.run_facts(session, train, seed)
                 own = session.agree(lambda: prepare.callbacks(session, callbacks, log_dir, keeper.saver, facts))

@@ -147,6 +147,7 @@ def a_callback_sets_the_learning_rate(engine: Engine) -> None:
 def found_before_the_model_is_saved(engine: Engine) -> Found:
     """The file of the epoch before stays, byte by byte."""
     folder = engine.folder / f"kept-{'ranks' if engine.ranks else 'devices'}"
+    options = distfit.Checkpoint(folder, model="epoch")
     before: list[bytes] = []
 
     def flip(model: Any) -> None:
@@ -154,7 +155,7 @@ def found_before_the_model_is_saved(engine: Engine) -> Found:
             before.append((folder / MODEL_FILE).read_bytes())
         engine.change(model.get_layer("last").kernel, FAULTY, flipped)
 
-    found = caught(lambda: engine.fit(mlp(), callbacks=[On(flip)], checkpoint=folder, in_sync_steps=1000))
+    found = caught(lambda: engine.fit(mlp(), callbacks=[On(flip)], checkpoint=options, in_sync_steps=1000))
     if engine.session.is_chief:
         found["kept"] = [len(one) > 0 and one == (folder / MODEL_FILE).read_bytes() for one in before]
         found["left"] = sorted(path.name for path in folder.iterdir())

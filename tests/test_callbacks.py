@@ -192,14 +192,27 @@ def test_callbacks_run_in_their_order_and_before_those_of_distfit(tmp_path):
 
         def on_epoch_end(self, epoch, logs=None):
             seen.append((self.name, [key for key in logs if key != "loss"], len(self.model.history.epoch)))
-            assert not (tmp_path / "run" / "model.keras").exists() or epoch > 0
+            assert (tmp_path / "run" / "model.keras").exists() == (epoch > 0)
             logs[self.name] = float(epoch)
 
-    history = trained([Adds("first"), Adds("second")], epochs=2, checkpoint=tmp_path / "run")
+    options = distfit.Checkpoint(tmp_path / "run", model="epoch")
+    history = trained([Adds("first"), Adds("second")], epochs=2, checkpoint=options)
     assert seen[:2] == [("first", [], 0), ("second", ["first"], 0)]
     assert seen[2:] == [("first", [], 1), ("second", ["first"], 1)]
     assert history.history["second"] == [0.0, 1.0], "the history is written last"
     assert (tmp_path / "run" / "model.keras").exists()
+
+
+def test_the_model_is_saved_at_the_end_unless_it_is_asked_for_earlier(tmp_path):
+    seen = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append((tmp_path / "run" / "model.keras").exists())
+
+    trained([Looks()], epochs=2, checkpoint=tmp_path / "run")
+    assert seen == [False, False]
+    keras.models.load_model(tmp_path / "run" / "model.keras")
 
 
 def test_the_saved_model_is_replaced_whole(model, tmp_path, monkeypatch):

@@ -752,6 +752,22 @@ def test_a_clock_that_is_ahead_is_waited_for_no_longer(tmp_path, looks):
     assert sum(looks[1]) == pytest.approx(FRESH_S, abs=2)
 
 
+def test_every_step_is_known_to_the_next_holder(tmp_path):
+    lock = RunLock(tmp_path, "first")
+    lock.acquire()
+    lock.at(3)  # nobody has said a step yet: there is no room for one
+    assert "step" not in json.loads((tmp_path / FILE).read_text())
+    lock.touch(step=3)
+    for step in (4, 10**12, 41):
+        lock.at(step)
+        held = json.loads((tmp_path / FILE).read_text())
+        assert (held["step"], held["who"], held["pid"]) == (step, "first", os.getpid())
+    os.close(lock._number)  # as the kernel does for a run that was killed
+    lock._number = None
+    with RunLock(tmp_path, "second") as second:
+        assert second.left["step"] == 41
+
+
 def test_touching_is_a_sign_of_life(tmp_path):
     with RunLock(tmp_path, "first") as lock:
         os.utime(tmp_path / FILE, (0, 0))

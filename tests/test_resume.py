@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import distfit
-from distfit.checkpoint import opened, state
+from distfit.checkpoint import keeper, opened, state
 from distfit.checkpoint.fields import refuse_changes
 from distfit.checkpoint.lock import RunLock
 from distfit.errors import InputError, RunError, on_every_rank
@@ -189,6 +189,7 @@ CHANGES = {
     "optimizer": {"model": lambda: small(keras.optimizers.Adam(0.02))},
     "model": {"model": lambda: small(units=4)},
     "callbacks": {"callbacks": [keras.callbacks.EarlyStopping("loss")]},
+    "arguments": {"validation_freq": 2},
 }
 
 
@@ -210,6 +211,40 @@ def test_what_was_accepted_by_name_is_trained_with(tmp_path):
     model = small(keras.optimizers.Adam(0.5))
     fit(model, tmp_path, epochs=4, allow=["epochs", "optimizer"])
     assert float(model.optimizer.learning_rate) == 0.5
+
+
+class Stops(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+
+def test_a_run_that_a_callback_has_stopped_goes_on_without_it(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(keeper, "say", said.append)
+    assert fit(small(), tmp_path, epochs=3, callbacks=[Stops()]).epoch == [0]
+    assert fit(small(), tmp_path, epochs=3, callbacks=[Stops()]).epoch == [0]
+    assert "a callback stopped the run after epoch 1 (step 3 of the run)" in said.pop()
+    history = fit(small(), tmp_path, epochs=3, allow=["callbacks"])
+    assert history.history == fit(small(), tmp_path / "whole", epochs=3).history
+    fit(small(), tmp_path, epochs=3)
+    assert "the run has had its epochs; it ended after epoch 3 (step 9 of the run)" in said.pop()
+
+
+def test_the_model_is_that_which_fit_leaves(tmp_path):
+    """With averages in the weights' place; also where it is written after each epoch."""
+    model = small(keras.optimizers.Adam(0.1, use_ema=True))
+    fit(model, None, checkpoint=distfit.Checkpoint(tmp_path, model="epoch"))
+    saved = keras.models.load_model(tmp_path / "model.keras").get_weights()
+    for one, two in zip(saved, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_what_cannot_be_kept_is_refused_at_once(tmp_path):
+    with pytest.raises(InputError, match="validation_data for the best 'val_loss', received none"):
+        fit(small(), None, checkpoint=distfit.Checkpoint(tmp_path / "run", best="val_loss"))
+    with pytest.raises(InputError, match="path of a folder to write to, received ''"):
+        fit(small(), None, checkpoint="")
+    assert tree(tmp_path) == {}
 
 
 def test_within_an_epoch_nothing_may_change_which_records_are_left():
@@ -256,7 +291,8 @@ def test_a_model_of_other_shapes_is_never_loaded_in_part(tmp_path):
 def test_a_run_begins_anew_where_it_is_told_to(tmp_path):
     history = fit(small(), tmp_path)
     assert fit(small(), tmp_path, resume=False).history == history.history
-    assert [path.name for path in (tmp_path / "earlier-1").glob("step-*")]
+    earlier = {path.name for path in (tmp_path / "earlier-1").iterdir()}
+    assert {"latest", "model.keras", "step-000000000006"} <= earlier
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, monkeypatch):

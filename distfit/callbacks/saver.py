@@ -19,14 +19,14 @@ def model_file(folder: str | os.PathLike | None) -> Path | None:
 
 
 class ModelSaver(keras.callbacks.Callback):
-    """Writes `folder/model.keras` at the end of every epoch; a killed run leaves the epoch's before.
+    """Writes `folder/model.keras` when the training ends, and after every epoch; a kill leaves the epoch's before.
 
     keras.callbacks.ModelCheckpoint truncates the good file first. The file is plain Keras and loads where
     distfit is not installed.
 
     Args:
         folder: made if it is not there.
-        when: "epoch" after each, or "end" with that of the training.
+        when: "epoch", or "end" for that of the training alone.
     """
 
     async_safe = True
@@ -43,8 +43,8 @@ class ModelSaver(keras.callbacks.Callback):
             self._save(epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._when == "end":
-            self._save(self._epoch)
+        # Averages of weights have taken their place by now, and a callback may have restored the best.
+        self._save(self._epoch)
 
     def _save(self, epoch: int) -> None:
         # Keras chooses its format by the ending.

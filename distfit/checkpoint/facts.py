@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distfit.checkpoint.manifest import number
 from distfit.checkpoint.place import Place
 from distfit.checkpoint.plain import packed, unpacked
 from distfit.errors import InputError
@@ -61,7 +62,7 @@ class Facts:
         Args:
             logs: of the epoch that has just ended; none within one.
         """
-        found = {name: number_of(logs, name) for name in logs if _is_number(logs[name])}
+        found = {name: number(number_of(logs, name)) for name in logs if _is_number(logs[name])}
         return {**self._saved, "metrics": found, "time": time.time()}
 
     def part(self, name: str, tensors: Mapping[str, np.ndarray] | None) -> Any:
@@ -106,7 +107,8 @@ class Facts:
 
     @property
     def best(self) -> float | None:
-        return self._saved["best"]
+        best = self._saved["best"]
+        return None if best is None else float(best)
 
     @property
     def best_by(self) -> Sequence[str] | None:
@@ -116,7 +118,7 @@ class Facts:
     @property
     def metrics(self) -> Mapping[str, float]:
         """Of the epoch that had just ended."""
-        return self._saved["metrics"]
+        return {name: float(value) for name, value in self._saved["metrics"].items()}
 
     @property
     def finished(self) -> bool:

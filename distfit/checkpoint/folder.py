@@ -251,7 +251,7 @@ class Checkpoints:
 
     def _fill(self, partial: Path, step: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         files: dict[str, FileFact] = {TENSORS: write_tensors(partial / TENSORS, tensors)}
-        files[FACTS] = write_blocks(partial / FACTS, iter([json.dumps(facts).encode()]))
+        files[FACTS] = write_blocks(partial / FACTS, iter([json.dumps(facts, allow_nan=False).encode()]))
         write_blocks(partial / MANIFEST, iter([Manifest.of(step, files, facts).to_json()]))
         _flush_folder(partial)
 

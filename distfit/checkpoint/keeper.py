@@ -25,6 +25,7 @@ from distfit.callbacks.saver import ModelSaver
 from distfit.checkpoint import fields
 from distfit.checkpoint.callback_states import CallbackStates, flushed, prepared
 from distfit.checkpoint.facts import Facts, number_of
+from distfit.checkpoint.manifest import number
 from distfit.checkpoint.not_kept import NotKept
 from distfit.checkpoint.opened import Opened, opened
 from distfit.checkpoint.options import Checkpoint, settled
@@ -91,7 +92,7 @@ class Keeper(NotKept):
         self.saver = None if options.model is None else ModelSaver(options.path, options.model)
         self._now: dict[str, Any] = {}
         self._wanted = Wishes()
-        self._new_rate = self._asked = self._late = False
+        self._new_rate = self._other_callbacks = self._asked = self._late = False
         self._saved_at, self._saved_total, self._held_up_s = time.monotonic(), 0, 0.0
         self._best: float | None = None
         self._logs: Mapping[str, Any] = {}
@@ -111,6 +112,7 @@ class Keeper(NotKept):
             InputError: something that was not allowed has changed; on every rank.
         """
         self._now = dict(self._session.from_chief(now))
+        self._session.agree(self._check_best)
         if self._then is None:
             return
         then, own, folder = self._then.fields, self._now["fields"], from_here(self._options.path)
@@ -118,8 +120,18 @@ class Keeper(NotKept):
         accepted = self._session.from_chief(lambda: fields.refuse_changes(then, own, self._allow, folder, within))
         # A new rate that was accepted is the one to train with, not the one of the checkpoint.
         self._new_rate = any(_RATE in line for line in accepted)
+        # Who had stopped it may not be there any more.
+        self._other_callbacks = any(line.startswith("callbacks") for line in accepted)
         for line in accepted:
             say(f"distfit: accepted {line}")
+
+    def _check_best(self) -> None:
+        best, fields = self._options.best, self._now["fields"]
+        if best is not None and best.startswith("val_") and not any(name.startswith("validation") for name in fields):
+            raise InputError(
+                f"Expected validation_data for the best {best!r}, received none. Pass some, or name a metric of the "
+                "training."
+            )
 
     def restored(self, model: Any, first_epoch: int) -> tuple[Place, Moment]:
         """Every replica as it was at the checkpoint, and where that is; the beginning of a training that begins.
@@ -140,12 +152,13 @@ class Keeper(NotKept):
         self._session.agree(lambda: self._state.check(described))
         self._state.restore(self._run.tensors, described, leave=_RATE if self._new_rate else "")
         moment = Moment(**self._part("moment"))
-        model.stop_training = self._then.stop_training
+        model.stop_training = self._then.stop_training and not self._other_callbacks
         self._saved_total = place.total
         self._logs = {} if place.step else self._then.metrics
         self._best = self._then.best if self._then.best_by == self._best_by() else None
         self.began, self.ranks = self._then.began, self._then.ranks
-        say(self._run.sentence(str(place), self._then.finished))
+        over = not place.step and place.epoch >= int(self._now["fields"]["epochs"])
+        say(self._run.sentence(place, over, model.stop_training and not place.step))
         if self._then.replicas != self._session.num_replicas:
             say(_moved(self._then.replicas, self._session.num_replicas, model))
         return place, moment
@@ -297,7 +310,7 @@ class Keeper(NotKept):
             variables=self._state.described(),
             began=self.began,
             fingerprint=self._data.fingerprint(),
-            best=self._best,
+            best=None if self._best is None else number(self._best),
             best_by=self._best_by(),
             finished=finished,
             stop_training=bool(self._model.stop_training),

@@ -3,6 +3,7 @@
     with RunLock("runs/a", "distfit.fit") as lock:
         lock.left                  # what a holder had said that was killed; None after one that ended
         lock.touch(step=120)       # every few seconds
+        lock.at(121)               # at every step, if one likes
 
 The lock is one of the kernel (flock) on `run.lock`, which ends with its process, however that ends. On file systems
 whose locks other hosts do not see, the file itself is looked at: whoever holds it renews it every few seconds. A fresh
@@ -21,6 +22,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -38,6 +40,9 @@ FRESH_S = 60.0
 _LOOK_S = 1.0
 _MOST_BYTES = 2**16
 _RELEASED = "released"
+_STEP = "step"
+# How a file begins that has a step, whose number fills so many characters: JSON allows blanks before it.
+_HEAD, _DIGITS = b'{"step": ', 20
 # The content fills so many bytes at least, so that renewing it is one write and nobody reads half of it.
 _ROOM = 1024
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -140,6 +145,14 @@ class RunLock:
         self._own |= facts
         _write(self._number, self._own)
 
+    def at(self, step: int) -> None:
+        """The run has come to this step. A few bytes in the file and no more, so that each step may say it: whoever
+        goes on knows what a kill has cost. The page cache outlives a process."""
+        if self._number is not None and _STEP in self._own:
+            self._own[_STEP] = step
+            with suppress(OSError):  # the next save says what is wrong with the folder
+                os.pwrite(self._number, _step(step), len(_HEAD))
+
     def release(self, keep: Mapping[str, Any] | None = None) -> None:
         """
         Args:
@@ -169,8 +182,16 @@ class RunLock:
         self.release()
 
 
+def _step(step: int) -> bytes:
+    return str(step).rjust(_DIGITS).encode()
+
+
 def _write(number: int, held: Mapping[str, Any]) -> None:
-    content = json.dumps(held).encode().ljust(_ROOM)
+    content = json.dumps(held).encode()
+    if isinstance(held.get(_STEP), int):  # first and of a fixed width, for `at`
+        others = json.dumps({name: value for name, value in held.items() if name != _STEP}).encode()
+        content = _HEAD + _step(held[_STEP]) + (b", " + others[1:] if others != b"{}" else b"}")
+    content = content.ljust(_ROOM)
     os.pwrite(number, content, 0)
     os.ftruncate(number, len(content))
     os.utime(number)

@@ -23,6 +23,15 @@ _OWN = "sha256"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def number(value: float) -> float | str:
+    """As JSON holds it: strictly, it has no word for what is not finite. `float` takes both.
+
+    >>> number(0.5), number(float("nan")), float(number(float("-inf")))
+    (0.5, 'nan', -inf)
+    """
+    return value if math.isfinite(value) else str(value)
+
+
 class NewerFormat(Unreadable):
     """A later version of distfit wrote it."""
 
@@ -60,13 +69,13 @@ class Manifest:
             step,
             dict(files),
             float(facts.get("time") or time.time()),
-            dict(facts.get("metrics") or {}),
+            {name: float(value) for name, value in (facts.get("metrics") or {}).items()},
             bool(facts.get("nan")),
             str(versions.get("distfit", "")),
         )
 
     def to_json(self) -> bytes:
-        content = asdict(self)
+        content = {**asdict(self), "metrics": {name: number(value) for name, value in self.metrics.items()}}
         return json.dumps({**content, _OWN: _digest(content)}, indent=1).encode()
 
     @classmethod

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distfit.checkpoint.folder import Checkpoints, Damaged, Newer, Stored
+from distfit.callbacks.saver import MODEL_FILE
+from distfit.checkpoint.folder import LATEST, Checkpoints, Damaged, Newer, Stored
 from distfit.checkpoint.lock import RunLock
 from distfit.checkpoint.options import Checkpoint
+from distfit.checkpoint.place import Place
 from distfit.errors import Ended, InputError
 from distfit.log import say, warn_once
 
@@ -67,12 +69,22 @@ class Opened:
         assert self._hands is not None, "the chief's alone"
         return self._hands.checkpoints
 
-    def sentence(self, place: str, finished: bool) -> str:
-        """What a person is told of a run that goes on."""
+    def sentence(self, place: Place, over: bool, stopped: bool) -> str:
+        """What a person is told of a run that goes on.
+
+        Args:
+            over: it has had its epochs.
+            stopped: a callback has ended it.
+        """
         assert self.found is not None
         name, lost = self.found.name, self.found.lost
-        if finished:
-            return f"distfit: going on behind the end of the run: {place} ({name})."
+        if over:
+            return f"distfit: the run has had its epochs; it ended {place.behind} ({name})."
+        if stopped:
+            return (
+                f"distfit: a callback stopped the run {place.behind} ({name}): nothing is trained. It goes on with "
+                "other callbacks and allow=['callbacks']."
+            )
         again = f" {lost} steps after it were lost and are trained again." if lost else ""
         return f"distfit: going on from {place} ({name}).{again}"
 
@@ -93,7 +105,7 @@ class Opened:
     def at(self, step: int) -> None:
         """The run has come to this step."""
         if self._hands is not None:
-            self._hands.step = step
+            self._hands.at(step)
 
 
 @contextmanager
@@ -137,6 +149,10 @@ class _Hands:
         """What the next run should know of one that did not end well, or did not begin."""
         return {"step": self.step} if self._begun else self._lock.left
 
+    def at(self, step: int) -> None:
+        self.step = step
+        self._lock.at(step)
+
     def look(self) -> Found | None:
         """What there is to go on from."""
         if not self.checkpoints.entries() and not self.checkpoints.replaced():
@@ -169,6 +185,7 @@ class _Hands:
         if not self._resume:
             self._put_aside()
         self.checkpoints.clean()
+        self._beat_once()
         self._begun = True
         self._heart.start()
 
@@ -178,10 +195,13 @@ class _Hands:
 
     def _beat(self) -> None:
         while not self._ended.wait(_HEARTBEAT_S):
-            try:
-                self._lock.touch(step=self.step)
-            except OSError as error:  # the next save says what is wrong with the folder
-                warn_once(f"the lock of {self._folder} could not be renewed: {error.strerror or error}.")
+            self._beat_once()
+
+    def _beat_once(self) -> None:
+        try:
+            self._lock.touch(step=self.step)
+        except OSError as error:  # the next save says what is wrong with the folder
+            warn_once(f"the lock of {self._folder} could not be renewed: {error.strerror or error}.")
 
     def _refuse_unreadable(self, stored: Stored | None, damaged: Sequence[Damaged]) -> None:
         newer = next((one for one in damaged if isinstance(one, Newer)), None)
@@ -200,7 +220,9 @@ class _Hands:
 
     def _put_aside(self) -> None:
         """An earlier run's, where nobody takes them for this one's."""
-        earlier = [*(entry.path for entry in self.checkpoints.entries()), *self._folder.glob("latest")]
+        names = (LATEST, MODEL_FILE)
+        others = [path for name in names if (path := self._folder / name).exists()]
+        earlier = [*(entry.path for entry in self.checkpoints.entries()), *others]
         if not earlier:
             return
         aside = next(path for n in itertools.count(1) if not (path := self._folder / f"earlier-{n}").exists())

@@ -16,7 +16,7 @@ KEEP = 3
 # Words in the name of a metric of which more is better, as keras.callbacks.ModelCheckpoint takes them and some more.
 _MORE_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2")
 _LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "crossentropy", "divergence")
-_MODELS = ("epoch", "end", None)
+_MODELS = ("end", "epoch", None)
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Checkpoint:
         mode: "min" or "max" of it; "auto" goes by its name, as keras.callbacks.ModelCheckpoint does.
         every_hours: of each span of so many hours one stays for good. None: none does.
         allow_nan: save states that hold NaN or infinity as well; by default such a state is never saved, and said.
-        model: when `model.keras`, plain Keras, is written: "epoch" after each epoch, "end" at the training's end,
-            None never.
+        model: when `model.keras`, plain Keras, is written: "end" at the training's end, "epoch" after each epoch as
+            well, for which all ranks wait; None never. `distfit checkpoint export` makes it of any checkpoint.
 
     Raises:
         InputError: a number that cannot be meant.
@@ -51,11 +51,13 @@ class Checkpoint:
     mode: str = "auto"
     every_hours: float | None = None
     allow_nan: bool = False
-    model: str | None = "epoch"
+    model: str | None = "end"
 
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)):
             raise InputError(f"Expected the path of a folder to write to, received {self.folder!r}.")
+        if not os.fspath(self.folder):
+            raise InputError("Expected the path of a folder to write to, received ''. The current folder is '.'.")
         # Where a relative path leads now, whatever the script does meanwhile.
         object.__setattr__(self, "folder", os.path.abspath(os.fspath(self.folder)))
         for name, least in (("every_steps", 1), ("keep", 1)):
@@ -70,7 +72,7 @@ class Checkpoint:
             ):
                 raise InputError(f"Expected {name} to be a number above 0, or None, received {value!r}.")
         if self.model not in _MODELS:
-            raise InputError(f"Expected model to be 'epoch', 'end' or None, received {self.model!r}.")
+            raise InputError(f"Expected model to be 'end', 'epoch' or None, received {self.model!r}.")
         if self.best is not None:
             _ = self.best_mode
 

@@ -31,6 +31,15 @@ class Place:
         where = f"epoch {self.epoch + 1}, step {self.step}" if self.step else f"the beginning of epoch {self.epoch + 1}"
         return f"{where} (step {self.total} of the run)"
 
+    @property
+    def behind(self) -> str:
+        """Where a run has ended.
+
+        >>> Place(epoch=4, step=0, total=36).behind
+        'after epoch 4 (step 36 of the run)'
+        """
+        return f"after epoch {self.epoch} (step {self.total} of the run)"
+
     def plain(self) -> dict[str, int]:
         """For the facts of a checkpoint."""
         return asdict(self)
