@@ -228,6 +228,9 @@ def test_show_of_another_step_needs_no_whole_newest(folder):
     for step in (10, 20):
         flip(folder, step)
     assert "3 that are all damaged" in run("show", folder).stderr
+    named = run("show", folder, "--step", 30)
+    assert named.exit_code == 1
+    assert re.search(r"step-000000000030 is damaged: .*`distfit checkpoint verify` says which are whole", named.stderr)
 
 
 def test_names_in_a_checkpoint_of_somebody_do_not_steer_the_terminal(folder):

@@ -53,10 +53,10 @@ def assert_reported_once(job, *parts):
     assert "distfit: " not in job.output, job.report()
 
 
-def assert_only_whole_files(folder):
-    """Nothing unfinished is there, no model of a training that has not ended, and no damaged checkpoint."""
+def assert_only_whole_files(folder, ended=False):
+    """Nothing unfinished is there, the model of a training that has ended, and no damaged checkpoint."""
     names = {path.name for path in (folder / "checkpoint").iterdir() if not path.name.startswith("step-")}
-    assert names - {"latest"} == {"run.lock"}
+    assert names - {"latest"} == ({"run.lock", "model.keras"} if ended else {"run.lock"})
     assert Checkpoints(folder / "checkpoint").newest()[1] == []
 
 
@@ -183,7 +183,7 @@ def test_a_normal_run_is_silent_on_all_ranks_but_the_chief(tmp_path):
     tagged = [line for line in (job.output + job.errors).splitlines() if not TENSORFLOW_SAYS.search(line)]
     assert not [line for line in tagged if re.match(r"\[1,[12]\]", line)], job.report()
     assert [line for line in tagged if line.startswith("[1,0]<stderr>:distfit")], job.report()
-    assert_only_whole_files(tmp_path)
+    assert_only_whole_files(tmp_path, ended=True)
     history = json.loads((tmp_path / "history.json").read_text())
     # The same rows, evaluated by a callback within the training.
     assert history["own_loss"] == pytest.approx(history["val_loss"], rel=1e-6)

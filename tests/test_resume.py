@@ -1,5 +1,6 @@
 """A training that was killed goes on and ends as the one that nobody killed: on the same ranks with the same bits."""
 
+import json
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import distfit
 from distfit.checkpoint import keeper, opened, state
 from distfit.checkpoint.fields import refuse_changes
+from distfit.checkpoint.folder import Checkpoints
 from distfit.checkpoint.lock import RunLock
 from distfit.errors import InputError, RunError, on_every_rank
 from tests import resume_script
@@ -430,6 +432,17 @@ def test_a_state_with_nan_is_not_saved_unless_it_is_asked_for(tmp_path, allowed)
     fit(small(), tmp_path, checkpoint=options, callbacks=[Poisons()])
     steps = sorted(int(folder.name[5:]) for folder in tmp_path.glob("step-*"))
     assert steps[-1] == 6 if allowed else steps[-1] <= 4
+    if allowed:
+        newest = tmp_path / "step-000000000006"
+        saved = [
+            json.loads((newest / name).read_text(), parse_constant=no_json) for name in ("facts.json", "manifest.json")
+        ]
+        assert [facts["metrics"]["loss"] for facts in saved] == ["nan", "nan"]
+        assert np.isnan(Checkpoints(tmp_path).read(6).manifest.metrics["loss"])
+
+
+def no_json(word):
+    raise AssertionError(f"{word} is no JSON")
 
 
 def test_the_best_epoch_stays(tmp_path):

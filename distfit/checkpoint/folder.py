@@ -68,13 +68,17 @@ class Damaged(RunError):
         why: in words.
     """
 
+    _is = "is damaged"
+
     def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"checkpoint {path} is damaged: {why}")
+        super().__init__(f"checkpoint {path} {self._is}: {why}")
         self.path, self.why = path, why
 
 
 class Newer(Damaged):
     """A later version of distfit wrote it, in a format that this one does not know."""
+
+    _is = "cannot be read here"
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,7 @@ class Checkpoints:
 
     def _fill(self, partial: Path, step: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         files: dict[str, FileFact] = {TENSORS: write_tensors(partial / TENSORS, tensors)}
-        files[FACTS] = write_blocks(partial / FACTS, iter([json.dumps(facts, allow_nan=False).encode()]))
+        files[FACTS] = write_blocks(partial / FACTS, iter([json.dumps(facts).encode()]))
         write_blocks(partial / MANIFEST, iter([Manifest.of(step, files, facts).to_json()]))
         _flush_folder(partial)
 

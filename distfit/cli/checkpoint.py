@@ -276,9 +276,14 @@ def _step_in(checkpoints: "Checkpoints", step: int) -> int:
 
 def _stored(run: str, step: int | None) -> "Stored":
     """A checkpoint, verified; the newest that is whole where no step is named."""
+    from distfit.checkpoint.folder import Damaged
+
     checkpoints = _checkpoints(run)
     if step is not None:
-        return checkpoints.read(_step_in(checkpoints, step))
+        try:
+            return checkpoints.read(_step_in(checkpoints, step))
+        except Damaged as error:
+            raise type(error)(error.path, f"{error.why}. `distfit checkpoint verify` says which are whole") from error
     stored, damaged = checkpoints.newest()
     for one in damaged:
         print(f"distfit: {one}", file=sys.stderr, flush=True)
