@@ -14,7 +14,7 @@ Who computes: "device" are steps of 250 ms in which the host waits, as it does f
 all cores of this machine, so that whatever writes takes them from a step.
 
 Exit code 1: beside a device, a gap of more than 1.2 copies; more than 1 % of the time at the default of
-`every_seconds`; or more memory than 1.1 times the state. About 10 minutes on two cores, most of it the slow disk.
+`every_seconds`; or more memory than 1.1 times the state. About 16 minutes on two cores, most of it the slow disk.
 """
 
 from __future__ import annotations

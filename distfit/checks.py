@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from distfit.errors import InputError
-from distfit.folders import existing
+from distfit.folders import existing, from_here
 from distfit.training.own_step import overrides
 
 if TYPE_CHECKING:
@@ -272,8 +272,9 @@ def _try_to_write(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        shown = from_here(folder)
         raise InputError(
-            f"Expected to be able to write to the folder {folder}, received: "
+            f"Expected to be able to write to the folder {shown}, received: "
             f"{error.strerror or error} ({there}). Choose another folder or correct its permissions; `distfit doctor "
-            f"--run-dir {folder}` tries it."
+            f"--run-dir {shown}` tries it."
         ) from error

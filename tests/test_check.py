@@ -375,7 +375,8 @@ def cells(report, engine, variant=AS_WRITTEN):
 @pytest.mark.timeout(900)
 def test_the_cnn_differs_by_batch_normalization_and_dropout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report = checked("cnn.py", devices=(2,), ranks=(), limit_s=400)
+    # In float32 its ReLUs and pools have kinks near which rounding decides, on one processor and not on another.
+    report = checked("cnn.py", devices=(2,), ranks=(), float64=True, limit_s=400)
     assert (report.equal, report.explained, report.exit_code) == (False, True, 0), report
     assert cells(report, TWO)["weights"].difference > 1e-3
     for variant in (SYNC, OFF):

@@ -350,6 +350,18 @@ def test_where_a_core_is_free_nobody_rests(monkeypatch):
     assert paced(monkeypatch, 3.0, [0.002, 0.004]) == []
 
 
+def test_where_nobody_knows_the_load_a_job_rests(monkeypatch):
+    def unknown():
+        raise OSError("Load averages are unobtainable")
+
+    clock, pace = Clock(monkeypatch, load=0), Pace()
+    monkeypatch.setattr(pace_module.os, "getloadavg", unknown)
+    pace._hurries = clock
+    clock.worked = 0.002
+    pace.rest()
+    assert clock.waits == pytest.approx([0.018])
+
+
 def test_a_job_that_somebody_waits_for_does_not_rest(monkeypatch):
     assert paced(monkeypatch, 3.5, [0.002, 0.002, 0.002], hurried_before=1) == pytest.approx([0.018])
 

@@ -9,8 +9,8 @@ The lock is one of the kernel (flock) on `run.lock`, which ends with its process
 whose locks other hosts do not see, the file itself is looked at: whoever holds it renews it every few seconds. A fresh
 file of another host is waited for: a node that has just failed renews nothing, and its job that was put on another node
 goes on by itself. Where there are no locks at all, this goes for this host too, and who has written the file last holds
-it. The file stays when the lock is released, and says so: taking it away would let two
-others hold two files of that name.
+it. The file stays when the lock is released, and says so: taking it away would let two others hold two files of that
+name.
 """
 
 from __future__ import annotations

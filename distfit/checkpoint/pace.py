@@ -72,6 +72,9 @@ class Pace:
 
 
 def _is_a_core_free() -> bool:
-    """Whether all that ran in the last minute leaves one. In a container the load is that of its host: then rest is
-    taken where none was needed."""
-    return os.getloadavg()[0] <= len(os.sched_getaffinity(0)) - 1
+    """Whether all that ran in the last minute leaves one. In a container the load is that of its host, and in some
+    sandboxes nobody knows it: then rest is taken where none was needed."""
+    try:
+        return os.getloadavg()[0] <= len(os.sched_getaffinity(0)) - 1
+    except OSError:
+        return False
