@@ -62,7 +62,7 @@ demo-horovod: $(VENV)/.horovod $(DATA)/dataset.json
 	python benchmarks/final_losses.py runs/demo-one runs/demo-two
 
 test: $(VENV)/.dev $(VENV)/.horovod
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev
 	python -m pytest -m "not mpi and not slow" $(PYTEST_ARGS)

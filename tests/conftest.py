@@ -1,8 +1,49 @@
-"""Fixtures that more than one module needs, or that have to begin before theirs."""
+"""Fixtures that more than one module needs, and what lets two workers of pytest-xdist share two cores.
 
+`make test` runs files on two workers, so that a test that computes in its own process leaves no core idle. Tests of
+real ranks hold a lock: two jobs at once would be six ranks on two cores, and stall limits are given in seconds.
+"""
+
+import fcntl
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
+
+# Of this run of pytest: its workers inherit the variable, and what tests start does not (tests.ranks.environment).
+_OWN = f"{tempfile.gettempdir()}/distfit-tests-{os.getpid()}.lock"
+_LOCK = Path(os.environ.setdefault("DISTFIT_TESTS_LOCK", _OWN))
+# Its jobs take longest: whoever waits for them waits beside all others.
+_FIRST = "test_engines.py"
+
+
+@contextmanager
+def only_ranks():
+    """Held while real ranks run: one job at a time, on both workers and in all threads."""
+    with open(_LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    # Outside of pytest-timeout, as waiting is no hang. The jobs of `results` take the lock themselves.
+    if item.get_closest_marker("mpi") is None or "results" in item.fixturenames:
+        return (yield)
+    with only_ranks():
+        return (yield)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != _FIRST)
+
+
+def pytest_sessionfinish():
+    if str(_LOCK) == _OWN:
+        _LOCK.unlink(missing_ok=True)
 
 
 class Results:
@@ -19,7 +60,7 @@ class Results:
 
         if job not in self._started:
             folder = self._make_folder("cases")
-            self._started[job] = folder, self._pool.submit(JOBS[job].run, folder, cases_of(job))
+            self._started[job] = folder, self._pool.submit(_run, JOBS[job], folder, cases_of(job))
         return self._started[job]
 
     def __call__(self, engine):
@@ -49,12 +90,6 @@ def results(tmp_path_factory, request):
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _engines_begin_early(request):
-    """The local engines need minutes, much of it on one core each: they run beside the tests before theirs."""
-    asking = [item for item in request.session.items if "results" in item.fixturenames]
-    if asking:
-        results = request.getfixturevalue("results")
-        results.start("reference")
-        if any("mirrored" in item.name for item in asking):
-            results.start("mirrored")
+def _run(job, folder, cases):
+    with only_ranks() if job.ranks > 1 else nullcontext():
+        return job.run(folder, cases)

@@ -1,7 +1,7 @@
 """The same training on every engine: one table, each engine started once (tests/cases, docs/same-training.md).
 
-One device equals keras.Model.fit to the bit. Two and three replicas equal it in float64 to 1e-9 and in float32 to
-1e-5 of the norm (tests/cases/table.py). Every engine ends with the same bits when it runs the same training again.
+One device equals keras.Model.fit to the bit. Two and three replicas equal it in float64 to 1e-9, three also in float32
+to 1e-5 of the norm (tests/cases/table.py). Every engine ends with the same bits when it runs the same training again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from benchmarks import same_training
 from tests import compare
 from tests.cases import CASES, engines
-from tests.cases.jobs import Job
+from tests.cases.jobs import LIMIT_S, Job
 from tests.cases.table import FLOAT32, FLOAT64, WRITTEN
 from tests.compare import ERROR, SAVED, SECONDS, apart, of_case
 from tests.conformance import CHECKS
@@ -23,11 +23,34 @@ from tests.ranks import ROOT, launch
 
 # As many as show that Horovod's other controller works.
 FEW = ("a_short_last_batch", "several_outputs", "records_in_files", "a_dataset_of_unknown_length")
+# Where rounding may go another way in float32: sums of other sizes, divisions by them, signs and thresholds. All
+# rows are run in it by the script of the page (benchmarks/same_training.py), which takes three times as long.
+IN_FLOAT32 = (
+    "a_short_last_batch",
+    "weights_as_divisor",
+    "masked_sequences_by_weight",
+    "several_outputs",
+    "metrics_of_several_classes",
+    "metrics_of_each_output",
+    "two_optimizers",
+    "global_clipnorm",
+    "decay_and_ema",
+    "lion",
+    "embeddings",
+    "batch_norm_of_masks_in_sync",
+    "moving_means",
+    "three_steps_per_execution",
+    "shuffled_arrays_with_validation",
+    "xla_accumulation_and_clipping",
+)
 JOBS = {
     "reference": Job("none", 1, ("keras", "single", "keras/float32", "single/float32")),
-    "mirrored": Job("none", 1, ("mirrored:3", "mirrored:2", "mirrored:3/float32")),
+    "mirrored 3": Job("none", 1, ("mirrored:3",)),
+    "mirrored 2": Job("none", 1, ("mirrored:2",)),
+    "mirrored 3 float32": Job("none", 1, ("mirrored:3/float32",)),
     "mpirun 2": Job("mpirun", 2, ("horovod",)),
-    "mpirun 3": Job("mpirun", 3, ("horovod", "horovod/float32")),
+    "mpirun 3": Job("mpirun", 3, ("horovod",)),
+    "mpirun 3 float32": Job("mpirun", 3, ("horovod/float32",)),
     "gloo 2": Job("gloo", 2, ("horovod",)),
 }
 REPLICATED = ("mirrored 2", "mirrored 3", "mirrored 3 float32", "mpirun 2", "mpirun 3", "mpirun 3 float32", "gloo 2")
@@ -36,22 +59,28 @@ PRECISIONS = (FLOAT64, FLOAT32)
 
 def cases_of(job):
     """The cases that a job runs."""
-    return FEW if job == "gloo 2" else tuple(CASES)
+    if job == "gloo 2":
+        return FEW
+    if job.endswith(FLOAT32):
+        return tuple(
+            name for name, case in CASES.items() if name in IN_FLOAT32 or case.saved or FLOAT64 not in case.tolerance
+        )
+    return tuple(CASES)
 
 
 def place_of(engine):
     """The job of an engine and its name on the job's command line.
 
-    >>> place_of("mirrored 3 float32"), place_of("gloo 2")
-    (('mirrored', 'mirrored:3/float32'), ('gloo 2', 'horovod'))
+    >>> place_of("mirrored 3 float32"), place_of("gloo 2"), place_of("keras float32")
+    (('mirrored 3 float32', 'mirrored:3/float32'), ('gloo 2', 'horovod'), ('reference', 'keras/float32'))
     """
     name, _, rest = engine.partition(" ")
     size, _, precision = rest.partition(" ")
     suffix = f"/{precision}" if precision else ""
     if name == "mirrored":
-        return "mirrored", f"mirrored:{size}{suffix}"
+        return engine, f"mirrored:{size}{suffix}"
     if name in ("mpirun", "gloo"):
-        return f"{name} {size}", f"horovod{suffix}"
+        return engine, f"horovod{suffix}"
     return "reference", name + (f"/{rest}" if rest else "")
 
 
@@ -94,7 +123,7 @@ def numbers_of(numbers, case):
     return found
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(LIMIT_S + 900)
 @pytest.mark.parametrize(("case", "precision"), ALONE)
 def test_one_device_is_keras_to_the_bit(results, case, precision):
     expected = numbers_of(results(of_precision("keras", precision)), case)
@@ -104,7 +133,7 @@ def test_one_device_is_keras_to_the_bit(results, case, precision):
         np.testing.assert_array_equal(received[key], value, err_msg=key)
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(LIMIT_S + 900)
 @pytest.mark.parametrize(("case", "engine"), ROWS)
 def test_several_replicas_are_one_device(results, case, engine):
     precision = precision_of(engine)
@@ -122,7 +151,7 @@ SAVING = [
 ]
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(LIMIT_S + 900)
 @pytest.mark.parametrize("writers", SAVING)
 def test_saved_models_load_without_distfit(results, tmp_path, writers):
     expected = {path: numbers for engine in writers for path, numbers in saved_by(results, engine).items()}
@@ -142,7 +171,7 @@ def saved_by(results, engine):
     return found
 
 
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(LIMIT_S + 900)
 @pytest.mark.parametrize(
     "engine", [_marked(engine) for engine in ("single", *REPLICATED) if precision_of(engine) == FLOAT64]
 )
@@ -152,7 +181,7 @@ def test_conformance(results, check, engine):
 
 
 @pytest.mark.mpi
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(LIMIT_S + 900)
 def test_both_controllers_of_horovod_give_the_same_bits(results):
     for case in FEW:
         under_mpi, under_gloo = (numbers_of(results(engine), case) for engine in ("mpirun 2", "gloo 2"))
