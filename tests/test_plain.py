@@ -193,7 +193,7 @@ for _ in range(80):
         object(),
         DEEP,
     ],
-    ids=lambda plain: repr(plain)[:40],
+    ids=lambda plain: "an object" if type(plain) is object else repr(plain)[:40],
 )
 def test_what_nobody_has_packed_is_refused(plain):
     with pytest.raises(InputError, match="Expected values as distfit writes them"):
