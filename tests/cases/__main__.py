@@ -33,7 +33,7 @@ NO_WORDS = ("Exception encountered", "Graph execution error", "Detected at", "Fi
 def main(out: str, cases: str, *labels: str) -> None:
     """Run the cases on each engine, one engine after the other."""
     show_stacks_when_asked()
-    gc.freeze()  # a tenth of the time went into looking through TensorFlow's modules for garbage
+    gc.freeze()  # as in tests/conftest.py
     gc.set_threshold(50_000)
     if any(label.startswith("mirrored:3") for label in labels):
         init("mirrored", 3)  # the most devices first: logical ones can only be made before TensorFlow starts
