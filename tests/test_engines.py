@@ -212,6 +212,8 @@ def test_the_page_shows_every_case():
 
 def test_no_row_is_left_out():
     assert set(WRITTEN) == set(CASES), "a module of tests/cases is missing in PARTS"
+    assert {*CHOSEN, *FEW} <= set(CASES), "a row has another name"
+    assert set(FEW) <= set(CHOSEN), "what Horovod's two controllers are compared by"
 
 
 def test_every_row_can_be_kept():
