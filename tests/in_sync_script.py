@@ -54,7 +54,8 @@ class Engine:
         name, _, devices = text.partition(":")
         self.options: dict[str, Any] = {"strategy": name, "devices": int(devices) if devices else None}
         self.session: Session = init(**self.options)
-        self.folder = folder
+        # Of one engine: a training goes on from the checkpoint that it finds.
+        self.folder = folder / text.replace(":", "-")
 
     @property
     def ranks(self) -> bool:
@@ -146,7 +147,7 @@ def a_callback_sets_the_learning_rate(engine: Engine) -> None:
 
 def found_before_the_model_is_saved(engine: Engine) -> Found:
     """The file of the epoch before stays, byte by byte."""
-    folder = engine.folder / f"kept-{'ranks' if engine.ranks else 'devices'}"
+    folder = engine.folder / "kept"
     options = distfit.Checkpoint(folder, model="epoch")
     before: list[bytes] = []
 
