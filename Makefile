@@ -3,6 +3,7 @@
 #   make demo           .venv with distfit and TensorFlow; trains the digits on every GPU, or on two CPU devices
 #   make demo-horovod   adds MPI and Horovod; trains the digits as one process and as two MPI ranks
 #   make test           adds the test tools; the whole suite, real ranks included
+#   make test-thorough  and what shows the same on more engines, precisions and models
 #   make test-fast      what needs no MPI, no Horovod and no patience
 #   make test-oldest    what depends on versions, with the oldest ones that pyproject.toml allows
 #   make install        distfit, MPI and Horovod in .venv, nothing else
@@ -47,7 +48,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: help demo demo-horovod test test-fast test-oldest install lint docs clean
+.PHONY: help demo demo-horovod test test-thorough test-fast test-oldest install lint docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -63,6 +64,9 @@ demo-horovod: $(VENV)/.horovod $(DATA)/dataset.json
 
 test: $(VENV)/.dev $(VENV)/.horovod
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-thorough: $(VENV)/.dev $(VENV)/.horovod
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --thorough $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev
 	python -m pytest -m "not mpi and not slow" $(PYTEST_ARGS)

@@ -1,11 +1,11 @@
-"""Fixtures that more than one module needs, and what lets two workers of pytest-xdist share two cores.
+"""Fixtures that more than one module needs, and what keeps the suite within an hour on two slow cores.
 
-`make test` runs files on two workers, so that a test that computes in its own process leaves no core idle. Tests of
-real ranks hold a lock: two jobs at once would be six ranks on two cores, and stall limits are given in seconds.
+`make test` runs files on two workers (pytest-xdist), so that a test that computes in its own process leaves no core
+idle. Tests of real ranks hold a lock: two jobs at once would be six ranks on two cores, and stall limits are given in
+seconds. Tests marked `thorough` run in `make test-thorough` alone.
 """
 
 import fcntl
-import gc
 import os
 import sys
 import tempfile
@@ -14,6 +14,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import collect_less_garbage
 
 # Of this run of pytest: its workers inherit the variable, and what tests start does not (tests.ranks.environment).
 _OWN = f"{tempfile.gettempdir()}/distfit-tests-{os.getpid()}.lock"
@@ -32,8 +34,7 @@ def only_ranks():
 
 def pytest_collection_finish():
     if "tensorflow" in sys.modules:
-        gc.freeze()  # a tenth of the time went into looking through TensorFlow's modules for garbage
-        gc.set_threshold(50_000)
+        collect_less_garbage()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -45,8 +46,16 @@ def pytest_runtest_protocol(item):
         return (yield)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="also what is marked thorough: make test-thorough")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name != _FIRST)
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_sessionfinish():
@@ -57,10 +66,11 @@ def pytest_sessionfinish():
 class Results:
     """From an engine's name to its numbers (tests/test_engines.py); each job is started once, two at a time."""
 
-    def __init__(self, pool, make_folder, wanted):
+    def __init__(self, pool, make_folder, wanted, thorough):
         self._pool = pool
         self._make_folder = make_folder
         self._wanted = wanted
+        self._thorough = thorough
         self._started = {}
 
     def start(self, job):
@@ -68,7 +78,7 @@ class Results:
 
         if job not in self._started:
             folder = self._make_folder("cases")
-            self._started[job] = folder, self._pool.submit(_run, JOBS[job], folder, cases_of(job))
+            self._started[job] = folder, self._pool.submit(_run, JOBS[job], folder, cases_of(job, self._thorough))
         return self._started[job]
 
     def __call__(self, engine):
@@ -93,7 +103,8 @@ def results(tmp_path_factory, request):
 
     names = " ".join(item.name for item in request.session.items)
     with ThreadPoolExecutor(2) as pool:
-        found = Results(pool, tmp_path_factory.mktemp, [job for job in JOBS if job.removeprefix("reference ") in names])
+        wanted = [job for job in JOBS if job.removeprefix("reference ") in names]
+        found = Results(pool, tmp_path_factory.mktemp, wanted, request.config.getoption("--thorough"))
         yield found
         pool.shutdown(cancel_futures=True)
 

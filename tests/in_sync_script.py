@@ -34,7 +34,7 @@ from distfit.session import Session, init
 from distfit.training import in_sync, reduction
 from distfit.training.in_sync import InSync
 from distfit.training.wire import EVIDENCE
-from tests.ranks import show_stacks_when_asked
+from tests.ranks import collect_less_garbage, show_stacks_when_asked
 
 # Five steps an epoch; in the last one only the first replica has a row.
 BATCH, ROWS, STEPS, EPOCHS, CLASSES, WORDS = 12, 49, 5, 2, 3, 10
@@ -551,4 +551,5 @@ def main(folder: Path, text: str) -> None:
 
 if __name__ == "__main__":
     show_stacks_when_asked()
+    collect_less_garbage()
     main(Path(sys.argv[1]), sys.argv[2])

@@ -37,7 +37,7 @@ from distfit.training.wire import Wire
 from tests import pages
 from tests.counters_script import Reads
 from tests.plain_loops import in_place_of_distfit
-from tests.ranks import show_stacks_when_asked
+from tests.ranks import collect_less_garbage, show_stacks_when_asked
 
 PAGE = "docs/guides/loops.md"
 AS_WRITTEN = ("loop.py", "fit.py")
@@ -54,6 +54,7 @@ dense = layers.Dense
 
 def main(out: str, *labels: str) -> None:
     show_stacks_when_asked()
+    collect_less_garbage()
     target, folder = Path(out).resolve(), Path(tempfile.mkdtemp())
     for name, text in pages.files(PAGE):
         (folder / name).write_text(text)

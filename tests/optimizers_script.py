@@ -27,7 +27,7 @@ import distfit
 from distfit.backends.hooks import optimizers_of, seed_generators_of, variables_of
 from distfit.errors import InputError, RunError
 from distfit.session import init
-from tests.ranks import show_stacks_when_asked
+from tests.ranks import collect_less_garbage, show_stacks_when_asked
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((20, 4)), RNG.random((20, 1))
@@ -500,6 +500,7 @@ CHECKS: dict[str, Callable[[Engine], Result]] = {
 
 def main(out: str, *engines: str) -> None:
     show_stacks_when_asked()
+    collect_less_garbage()
     keras.backend.set_floatx("float64")
     if "mirrored:3" in engines:
         init("mirrored", 3)  # the most devices first: logical ones can only be made before TensorFlow starts

@@ -23,7 +23,7 @@ import distfit
 from distfit.backends.hooks import optimizers_of, variables_of
 from distfit.errors import InputError
 from distfit.session import init
-from tests.ranks import show_stacks_when_asked
+from tests.ranks import collect_less_garbage, show_stacks_when_asked
 
 ROWS, CLASSES = 65, 3
 RNG = np.random.default_rng(0)
@@ -664,6 +664,7 @@ def refusals(engine: Engine) -> None:
 
 def main(out: str, *engines: str) -> None:
     show_stacks_when_asked()
+    collect_less_garbage()
     keras.config.set_dtype_policy("float64")
     keras.backend.set_floatx("float64")
     if "mirrored:3" in engines:

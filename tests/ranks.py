@@ -10,6 +10,7 @@ test with everything that was printed.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -98,6 +99,12 @@ def require(launcher: str) -> None:
     program = "mpirun" if launcher == "mpirun" else "horovodrun"
     if shutil.which(program, path=environment()["PATH"]) is None:
         pytest.skip(f"{program} is not installed: type distfit horovod install")
+
+
+def collect_less_garbage() -> None:
+    """After TensorFlow was imported: a tenth of the time went into looking through its modules for garbage."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def show_stacks_when_asked() -> None:

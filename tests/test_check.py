@@ -413,6 +413,7 @@ def test_the_recurrent_network_is_equal():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_the_autoencoder_differs_by_its_noise_alone():
     report = checked("tests.check_cases.autoencoder:arguments", devices=(3,), ranks=(), float64=True, limit_s=400)
@@ -423,6 +424,7 @@ def test_the_autoencoder_differs_by_its_noise_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.mpi
 @pytest.mark.timeout(900)
 def test_the_gan_differs_by_its_noise_alone(tmp_path, monkeypatch):

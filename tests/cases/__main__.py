@@ -7,7 +7,6 @@ launcher, the chief writes. OUT/digits holds the record files.
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 import time
@@ -24,7 +23,7 @@ from tests.cases.engines import Engine, engine_of, precision
 from tests.cases.table import FLOAT64
 from tests.compare import ERROR, SECONDS
 from tests.conformance import CHECKS
-from tests.ranks import show_stacks_when_asked
+from tests.ranks import collect_less_garbage, show_stacks_when_asked
 
 # How lines begin in which Keras and TensorFlow say where, not what.
 NO_WORDS = ("Exception encountered", "Graph execution error", "Detected at", "File ", "<stack", "Stack trace")
@@ -33,8 +32,7 @@ NO_WORDS = ("Exception encountered", "Graph execution error", "Detected at", "Fi
 def main(out: str, cases: str, *labels: str) -> None:
     """Run the cases on each engine, one engine after the other."""
     show_stacks_when_asked()
-    gc.freeze()  # as in tests/conftest.py
-    gc.set_threshold(50_000)
+    collect_less_garbage()
     if any(label.startswith("mirrored:3") for label in labels):
         init("mirrored", 3)  # the most devices first: logical ones can only be made before TensorFlow starts
     for label in labels:
