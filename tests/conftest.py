@@ -1,4 +1,4 @@
-"""Fixtures that more than one module needs, and what keeps the suite within an hour on two slow cores.
+"""Fixtures that more than one module needs, and what keeps the suite short on two cores.
 
 `make test` runs files on two workers (pytest-xdist), so that a test that computes in its own process leaves no core
 idle. Tests of real ranks hold a lock: two jobs at once would be six ranks on two cores, and stall limits are given in
