@@ -33,8 +33,9 @@ def main(out: str, cases: str, *labels: str) -> None:
     """Run the cases on each engine, one engine after the other."""
     show_stacks_when_asked()
     collect_less_garbage()
-    if any(label.startswith("mirrored:3") for label in labels):
-        init("mirrored", 3)  # the most devices first: logical ones can only be made before TensorFlow starts
+    devices = [int(label.partition("/")[0].partition(":")[2]) for label in labels if label.startswith("mirrored:")]
+    if devices:
+        init("mirrored", max(devices))  # first of all: logical ones can only be made before TensorFlow starts
     for label in labels:
         engine = engine_of(label, Path(out))
         numbers = {
