@@ -2,7 +2,7 @@
 #
 #   make demo           .venv with distfit and TensorFlow; trains the digits on every GPU, or on two CPU devices
 #   make demo-horovod   adds MPI and Horovod; trains the digits as one process and as two MPI ranks
-#   make test           adds the test tools; the whole suite, real ranks included
+#   make test           adds the test tools; the suite, real ranks included
 #   make test-thorough  and what shows the same on more engines, precisions and models
 #   make test-fast      what needs no MPI, no Horovod and no patience
 #   make test-oldest    what depends on versions, with the oldest ones that pyproject.toml allows
